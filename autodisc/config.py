@@ -1,0 +1,304 @@
+"""Every setting, once: its type, unit, default and reason.
+
+Frozen pydantic models; unknown keys are refused with the nearest valid name; a study's YAML holds
+overrides only. There is no default for the teacher or the data: they are the experiment.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autodisc.errors import ConfigError
+
+MetricName = Literal[
+    "accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"
+]
+Strategy = Literal["maxidisc", "direct"]
+DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
+DOCSTRINGS = "docstrings"  # the embedded task: which installed library is this docstring sentence from?
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class TaskConfig(Section):
+    """What is learned."""
+
+    name: str = Field(description="A GLUE task's name, 'docstrings', or any name with a metric and data.")
+    data: Path | None = Field(
+        None, description="Folder with train, validation[, test] files; none: the hub (GLUE)."
+    )
+    metric: MetricName | None = Field(None, description="Larger is better; a GLUE name brings its own.")
+    text: str | None = Field(None, description="Column of the (first) sentence; default: the task's.")
+    text_pair: str | None = Field(None, description="Column of the second sentence, where there is one.")
+    label: str = Field("label", description="Column of the label.")
+    max_length: int = Field(128, ge=8, description="Tokens; longer inputs are truncated.")
+    limit_train: int | None = Field(None, ge=1, description="Use this many training rows, drawn by the seed.")
+    held_out: float = Field(
+        0.1,
+        gt=0,
+        lt=0.5,
+        description="Part of train for the final figure where test has no labels; set aside first.",
+    )
+
+
+class FinetuneConfig(Section):
+    """How a teacher is made where the user has none. Defaults: the recipe measured on MiniLM-L6."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(8e-5, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps.")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0, description="Largest gradient norm.")
+
+
+class TeacherConfig(Section):
+    model: str = Field(
+        description="Folder or hub name of a fine-tuned model; of a pretrained one with `finetune`."
+    )
+    finetune: FinetuneConfig | None = None
+
+
+class ImportanceConfig(Section):
+    """Σ over batches of |∂loss/∂mask| on training examples."""
+
+    examples: int = Field(512, ge=1, description="Training examples a round; 512 is also the peer's figure.")
+    rounds: int = Field(8, ge=1, description="1 is the paper; more re-estimate on what remains.")
+    batch_size: int = Field(32, ge=1)
+
+
+class RecoveryConfig(Section):
+    """One short shared sandwich of all candidates, paid once before the first trial."""
+
+    steps: int | None = Field(
+        None, ge=1, description="Optimizer steps; none: from the distillation's budget."
+    )
+    fraction: float = Field(
+        0.06, gt=0, le=1, description="Where steps is none: this fraction of the distillation's own steps."
+    )
+    lr: float = Field(3e-4, gt=0)
+    sandwich_size: int = Field(
+        4, ge=1, description="Candidates a step: largest, smallest, the rest at random."
+    )
+
+
+class SearchConfig(Section):
+    """The study of teacher assistants."""
+
+    sparsities: tuple[float, ...] | None = Field(
+        None, description="The grid; none: the default grid below the student."
+    )
+    low: float | None = Field(None, ge=0, lt=1, description="A range instead of a grid: its lowest sparsity.")
+    high: float | None = Field(None, ge=0, lt=1)
+    step: float = Field(0.05, gt=0, lt=1, description="The range's step.")
+    trials: int | None = Field(None, ge=1, description="Total number of trials; none: every point once.")
+    lam: float = Field(0.2, ge=0, description="λ of the tradeoff metric + λ·sparsity; 0.2 is the authors'.")
+    scorer: Literal["recovered", "pruned"] = "recovered"
+    margin: float = Field(
+        1.0, ge=0, description="Standard errors above the floor from which a candidate is feasible."
+    )
+    storage: str | None = Field(
+        None, description="Optuna storage URL; none: a journal in the study's folder."
+    )
+    importance: ImportanceConfig = ImportanceConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+
+    @model_validator(mode="after")
+    def _grid_or_range(self) -> SearchConfig:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("low and high: give both for a range, or neither")
+        if self.low is not None and self.sparsities is not None:
+            raise ValueError("sparsities: a grid and a range (low, high) exclude each other")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low: got {self.low}, above high = {self.high}")
+        return self
+
+    @field_validator("sparsities")
+    @classmethod
+    def _sparsities(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if values is None:
+            return None
+        if not values:
+            raise ValueError("got an empty grid; give at least one sparsity")
+        for value in values:
+            check_sparsity("sparsities", value)
+        return tuple(sorted(set(values)))
+
+
+class DistillationConfig(Section):
+    """The fixed sandwich distillation, and each trial of the baselines."""
+
+    epochs: int = Field(5, ge=1, description="Passes over train, in each of the two phases.")
+    batch_size: int = Field(32, ge=1, description="Examples a step.")
+    accumulation: int = Field(1, ge=1, description="Micro-batches that a step is split into, to save memory.")
+    lr: float = Field(3e-4, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps.")
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(5.0, gt=0, description="Largest gradient norm; 5 is the authors'.")
+    temperature: float = Field(1.0, gt=0)
+    hard_label_weight: float = Field(
+        0.0, ge=0, le=1, description="Weight of the gold labels' loss; 0 is the paper."
+    )
+    hidden_depths: int = Field(
+        7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper."
+    )
+    train_embeddings: bool = False
+    sandwich_size: int = Field(3, ge=1, description="Candidates a step; 1 is plain distillation.")
+
+
+class BaselineConfig(Section):
+    strategies: tuple[Strategy, ...] = ("maxidisc", "direct")
+
+
+class CacheConfig(Section):
+    """Teacher outputs and tokenised data."""
+
+    dir: Path | None = Field(None, description="None: $AUTODISC_CACHE, else ~/.cache/autodisc.")
+    max_gib: float = Field(
+        8.0, ge=0, description="Largest teacher cache; beyond it the teacher runs again. 0: never."
+    )
+
+
+class RuntimeConfig(Section):
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+
+
+class StudyConfig(Section):
+    """Everything a study needs; `studies/<name>/config.yaml` overrides these defaults."""
+
+    name: str = "study"
+    task: TaskConfig
+    teacher: TeacherConfig
+    student_sparsity: float = Field(
+        0.9, description="Fraction of heads and of neurons that the student loses."
+    )
+    search: SearchConfig = SearchConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    baseline: BaselineConfig = BaselineConfig()
+    cache: CacheConfig = CacheConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @field_validator("student_sparsity")
+    @classmethod
+    def _student(cls, value: float) -> float:
+        return check_sparsity("student_sparsity", value, zero=False)
+
+    @model_validator(mode="after")
+    def _below_student(self) -> StudyConfig:
+        for value in self.assistant_sparsities:
+            if value >= self.student_sparsity:
+                raise ValueError(
+                    f"search.sparsities: got {value}, at or beyond the student's {self.student_sparsity}; a teacher"
+                    f" assistant lies between teacher and student. Remove it, or make the student sparser."
+                )
+        return self
+
+    @property
+    def assistant_sparsities(self) -> tuple[float, ...]:
+        """The points that the study may visit, ascending."""
+        search = self.search
+        if search.low is not None and search.high is not None:
+            count = int((search.high - search.low) / search.step + 1e-9) + 1
+            return tuple(round(search.low + i * search.step, 6) for i in range(count))
+        if search.sparsities is not None:
+            return search.sparsities
+        return tuple(s for s in DEFAULT_SPARSITIES if s < self.student_sparsity) or (
+            self.student_sparsity / 2,
+        )
+
+
+def check_sparsity(field: str, value: float, *, zero: bool = True) -> float:
+    """``value``, a removed fraction in [0, 1) ((0, 1) where ``zero`` is false); raises ValueError otherwise."""
+    if 0.0 < value < 1.0 or (zero and value == 0.0):
+        return value
+    hint = f" For {value:g} % removed write {value / 100:g}." if 1.0 < value < 100.0 else ""
+    raise ValueError(f"got {value:g}; expected a removed fraction in {'[' if zero else '('}0, 1).{hint}")
+
+
+def make_config(values: dict[str, Any], *, source: str = "") -> StudyConfig:
+    """A validated configuration; raises ConfigError, one line, naming the field and the nearest valid key."""
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        prefix = f"{source}: " if source else ""
+        raise ConfigError(prefix + "; ".join(_explain(dict(item)) for item in error.errors())) from None
+
+
+def read_config(path: Path) -> StudyConfig:
+    """Read a study's YAML. Relative paths in it are relative to the working folder."""
+    return make_config(read_yaml(path), source=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); expected a study's YAML") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(values).__name__}")
+    return values
+
+
+def write_config(config: StudyConfig, path: Path) -> None:
+    path.write_text(
+        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8"
+    )
+
+
+def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out."""
+    left, right = _flat(ours.model_dump(mode="json")), _flat(theirs.model_dump(mode="json"))
+    return [
+        f"{key}: {left.get(key)} -> {right.get(key)}"
+        for key in sorted(left.keys() | right.keys())
+        if left.get(key) != right.get(key)
+        and not any(key == name or key.startswith(name + ".") for name in ignore)
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _explain(item: dict[str, Any]) -> str:
+    field = ".".join(str(part) for part in item["loc"])
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "extra_forbidden":
+        valid = _valid_keys(item["loc"][:-1])
+        near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.5)
+        way_out = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(valid)}"
+        return f"{field}: unknown setting; {way_out}"
+    if item["type"] == "missing":
+        return f"{field}: missing; it has no default, since it is the experiment"
+    if not field or item["type"] == "value_error":
+        return f"{field}: {message}" if field else message
+    return f"{field}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _valid_keys(location: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = StudyConfig
+    for part in location:
+        annotation = section.model_fields[str(part)].annotation
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)

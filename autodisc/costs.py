@@ -1,0 +1,144 @@
+"""Count what a strategy costs: wall seconds, tokens, FLOPs and peak memory, stage by stage.
+
+A stage's seconds are its own: a stage that opens inside another (the teacher cache inside a training
+phase) pauses the outer clock, so the stages add up to the whole. FLOPs are counted by torch's
+``FlopCounterMode`` on the first batches of each kind of work and multiplied out by tokens (padding
+included, since padding is computed too). Work read from a cache is charged what it cost to make.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+COUNTED_BATCHES = 2  # FlopCounterMode doubles a step's time; rates differ between batches by < 3 %
+
+
+@dataclass
+class Cost:
+    """What one stage used: wall seconds, tokens (with padding), FLOPs, peak resident memory in MiB."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+    peak_mib: float = 0.0
+
+    def add(self, other: Cost) -> None:
+        self.seconds += other.seconds
+        self.tokens += other.tokens
+        self.flops += other.flops
+        self.peak_mib = max(self.peak_mib, other.peak_mib)
+
+
+@dataclass
+class _Rate:
+    batches: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+
+
+class Ledger:
+    """Costs by stage of one run of one strategy."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, Cost] = {}
+        self._open: list[tuple[str, float]] = []
+        self._rates: dict[Hashable, _Rate] = {}
+
+    @property
+    def total(self) -> Cost:
+        total = Cost()
+        for cost in self.stages.values():
+            total.add(cost)
+        return total
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[Cost]:
+        """Time a stage; entering the same name again adds to it."""
+        cost = self.stages.setdefault(name, Cost())
+        self._pause()
+        self._open.append((name, time.perf_counter()))
+        outermost = len(self._open) == 1
+        if outermost:
+            _reset_peak()
+        try:
+            yield cost
+        finally:
+            self._pause()
+            self._open.pop()
+            cost.peak_mib = max(cost.peak_mib, _peak_mib())
+            if self._open:
+                self._open[-1] = (self._open[-1][0], time.perf_counter())
+
+    def _pause(self) -> None:
+        """Book the innermost open stage's time up to now."""
+        if self._open:
+            name, since = self._open[-1]
+            now = time.perf_counter()
+            self.stages[name].seconds += now - since
+            self._open[-1] = (name, now)
+
+    def charge(self, name: str, cost: Cost) -> None:
+        """Book work that was read from a cache at what it cost to make."""
+        self.stages.setdefault(name, Cost()).add(cost)
+
+    @contextlib.contextmanager
+    def count(self, kind: Hashable, tokens: int) -> Iterator[None]:
+        """Book the FLOPs of the body, which processes ``tokens`` tokens, to the innermost open stage.
+
+        ``kind`` names work of one cost per token (an active candidate, forward or training).
+        """
+        rate = self._rates.setdefault(kind, _Rate())
+        if rate.batches < COUNTED_BATCHES:
+            with flop_counter() as counter:
+                yield
+            flops = float(counter.get_total_flops())
+            rate.batches += 1
+            rate.tokens += tokens
+            rate.flops += flops
+        else:
+            yield
+            flops = rate.flops / rate.tokens * tokens
+        if self._open:
+            cost = self.stages[self._open[-1][0]]
+            cost.flops += flops
+            cost.tokens += tokens
+
+    def as_dict(self) -> dict[str, Any]:
+        """``{"seconds", "flops", "tokens", "peak_mib", "stages": {name: the same four}}``."""
+        return {**vars(self.total), "stages": {name: dict(vars(cost)) for name, cost in self.stages.items()}}
+
+
+def flop_counter() -> Any:
+    """torch's FLOP counter, taught the CPU flash-attention kernels that its table lacks."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+
+    aten = torch.ops.aten
+    custom = {
+        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+    }
+    return FlopCounterMode(display=False, custom_mapping=custom)
+
+
+def _reset_peak() -> None:
+    # Writing 5 resets the peak-memory mark (VmHWM), proc(5); where that is not allowed the process's peak stands.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_mib() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    import psutil
+
+    return psutil.Process().memory_info().rss / 2**20
