@@ -1,0 +1,173 @@
+"""What the pictures show, as plain values: a plot is data, then a figure. No plotly here; tests stop here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autodisc.reporting import units
+from autodisc.reporting.rows import Choice, Curve, StudySummary, TrialRow
+
+CostUnit = Literal["seconds", "flops"]
+KeptUnit = Literal["heads", "neurons"]
+CURVE_POINTS = 300  # of one curve; keeps the page small and the eye sees no difference
+
+
+@dataclass(frozen=True)
+class TradeoffPoint:
+    sparsity: float
+    scale: float
+    metric: float
+    standard_error: float
+    tradeoff: float
+    feasible: bool
+    chosen: bool
+    recorded: bool  # chosen by the study itself, where another λ is shown
+
+
+@dataclass(frozen=True)
+class TradeoffData:
+    points: tuple[TradeoffPoint, ...]  # by sparsity
+    floor: float | None
+    lam: float
+    metric_name: str
+
+
+@dataclass(frozen=True)
+class CostPoint:
+    strategy: str
+    cost: float
+    metric: float
+    standard_error: float | None
+    label: str
+
+
+@dataclass(frozen=True)
+class CostData:
+    unit: CostUnit
+    students: tuple[CostPoint, ...]  # final split
+    trials: tuple[CostPoint, ...]  # maxidisc's single trials, on validation
+    teacher: float | None
+    split: str | None
+
+
+@dataclass(frozen=True)
+class StageBar:
+    strategy: str
+    stage: str
+    cost: float
+
+
+@dataclass(frozen=True)
+class KeptData:
+    """Units kept: one row a layer from the first up, one column a candidate by sparsity."""
+
+    unit: KeptUnit
+    sparsities: tuple[float, ...]
+    chosen: int | None  # column
+    kept: tuple[tuple[int, ...], ...]
+
+
+def tradeoff_data(
+    trials: Sequence[TrialRow], *, lam: float, metric_name: str, shown: Choice | None, recorded: Choice | None
+) -> TradeoffData:
+    points = tuple(
+        TradeoffPoint(
+            row.sparsity,
+            1.0 - row.sparsity,
+            row.metric,
+            row.standard_error or 0.0,
+            row.metric + lam * row.sparsity if row.tradeoff is None else row.tradeoff,
+            bool(row.feasible),
+            shown is not None and row.sparsity == shown.sparsity,
+            recorded is not None and row.sparsity == recorded.sparsity,
+        )
+        for row in trials
+        if row.sparsity is not None and row.metric is not None
+    )
+    floor = next((row.floor for row in trials if row.floor is not None), None)
+    return TradeoffData(
+        tuple(sorted(points, key=lambda point: point.sparsity)), floor, lam=lam, metric_name=metric_name
+    )
+
+
+def study_tradeoff(study: StudySummary) -> TradeoffData | None:
+    """None where there is nothing to draw."""
+    data = tradeoff_data(
+        study.trials,
+        lam=study.lam or 0.0,
+        metric_name=study.metric_name,
+        shown=study.shown,
+        recorded=study.recorded,
+    )
+    return data if data.points else None
+
+
+def cost_data(study: StudySummary, unit: CostUnit) -> CostData | None:
+    """Student metric on the final split against cost; None where no student was made."""
+    write = units.duration if unit == "seconds" else _flops
+    students = []
+    for row in study.strategies:
+        cost = getattr(row, unit)
+        if row.metric is not None and cost:
+            text = f"{row.name}: {units.plus_minus(row.metric, row.standard_error)} for {write(cost)}"
+            students.append(CostPoint(row.name, cost, row.metric, row.standard_error, text))
+    trials = []
+    for trial in study.baseline_trials:
+        cost = getattr(trial, unit)
+        if trial.strategy == "maxidisc" and trial.student_metric is not None and cost:
+            text = f"maxidisc trial {trial.number}, assistant {units.plain(trial.sparsity)}: "
+            text += f"{trial.student_metric:.3f} on validation for {write(cost)}"
+            trials.append(CostPoint("maxidisc", cost, trial.student_metric, None, text))
+    if not students:
+        return None
+    return CostData(unit, tuple(students), tuple(trials), study.teacher_metric, study.split)
+
+
+def stage_data(study: StudySummary, unit: CostUnit) -> tuple[StageBar, ...]:
+    """The compared strategies' stages in the order they ran; a stage of two phases keeps both apart."""
+    bars = []
+    for row in study.costs:
+        cost = float(getattr(row, unit))
+        if row.strategy != "teacher" and cost > 0:
+            stage = f"{row.phase}: {row.stage}" if row.phase != "baseline" else row.stage
+            bars.append(StageBar(row.strategy, stage, cost))
+    return tuple(bars)
+
+
+def kept_data(study: StudySummary, unit: KeptUnit) -> KeptData | None:
+    rows = [row for row in study.trials if row.sparsity is not None and getattr(row, unit)]
+    if not rows:
+        return None
+    columns = [getattr(row, unit) for row in rows]
+    layers = max(len(column) for column in columns)
+    kept = tuple(tuple(column[layer] if layer < len(column) else 0 for column in columns) for layer in range(layers))
+    chosen = next(
+        (i for i, row in enumerate(rows) if study.shown is not None and row.sparsity == study.shown.sparsity),
+        None,
+    )
+    return KeptData(unit, tuple(row.sparsity or 0.0 for row in rows), chosen, kept)
+
+
+def curve_data(study: StudySummary) -> tuple[Curve, ...]:
+    """Learning curves, thinned to CURVE_POINTS; stages without a step are left out."""
+    return tuple(_thin(curve) for curve in study.curves if curve.steps)
+
+
+def _thin(curve: Curve) -> Curve:
+    stride = -(-len(curve.steps) // CURVE_POINTS)
+    last = len(curve.steps) - 1
+    kept = [i for i in range(len(curve.steps)) if i % stride == 0 or i == last]
+    return Curve(
+        curve.strategy,
+        curve.stage,
+        tuple(curve.steps[i] for i in kept),
+        tuple(curve.losses[i] for i in kept),
+        curve.metric_steps,
+        curve.metrics,
+    )
+
+
+def _flops(value: float) -> str:
+    return units.scaled(value, "FLOPs")

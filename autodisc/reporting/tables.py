@@ -1,0 +1,142 @@
+"""A study's rows as tables of text, shared by the page, the Markdown and the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autodisc.reporting import units
+from autodisc.reporting.rows import BaselineTrialRow, StrategyRow, StudySummary, TrialRow
+
+
+@dataclass(frozen=True)
+class Table:
+    """``words`` are the columns of text, which are set left; numbers are set right. ``folded``: details."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: tuple[int, ...] = (0,)
+    folded: bool = False
+    marked: int | None = None  # the row that the study chose
+
+
+def tables(study: StudySummary) -> tuple[Table, ...]:
+    """Every table that has a row."""
+    found = [
+        strategy_table(study.strategies),
+        trial_table(study),
+        baseline_table(study.baseline_trials),
+        _cost_table(study),
+        Table("Provenance", ("what", "value"), study.provenance, words=(0, 1), folded=True),
+        Table("Configuration", ("setting", "value"), study.configuration, words=(0, 1), folded=True),
+    ]
+    return tuple(table for table in found if table.rows)
+
+
+def strategy_table(strategies: tuple[StrategyRow, ...]) -> Table:
+    columns = (
+        "strategy",
+        "student",
+        "split",
+        "validation",
+        "TA",
+        "time",
+        "FLOPs",
+        "% time",
+        "% FLOPs",
+    )
+    rows = tuple(
+        (
+            row.name,
+            units.plus_minus(row.metric, row.standard_error),
+            row.split or units.NONE,
+            units.fixed(row.validation_metric),
+            units.plain(row.assistant_sparsity),
+            units.duration(row.seconds),
+            units.scaled(row.flops),
+            units.share(row.seconds_share),
+            units.share(row.flops_share),
+        )
+        for row in strategies
+    )
+    title = "Strategies: student's metric, sparsity of its TA, cost and its share of maxidisc's"
+    return Table(title, columns, rows, words=(0, 2))
+
+
+def trial_table(study: StudySummary) -> Table:
+    rows = study.trials
+    sparsity = study.shown.sparsity if study.shown is not None else None
+    marked = next((i for i, row in enumerate(rows) if row.sparsity == sparsity and not row.failed), None)
+    return trials_as_table(rows, lam=study.lam, marked=marked)
+
+
+def trials_as_table(rows: tuple[TrialRow, ...], *, lam: float | None, marked: int | None) -> Table:
+    columns = (
+        "sparsity",
+        "scale",
+        "metric",
+        "floor",
+        "tradeoff",
+        "params",
+        "MACs",
+        "time",
+        "verdict",
+    )
+    texts = tuple(
+        (
+            units.plain(row.sparsity),
+            units.fixed(row.scale, 2),
+            units.plus_minus(row.metric, row.standard_error),
+            units.fixed(row.floor),
+            units.fixed(row.tradeoff),
+            units.scaled(row.params),
+            units.scaled(row.macs),
+            units.duration(row.seconds),
+            _trial_verdict(row, chosen=i == marked),
+        )
+        for i, row in enumerate(rows)
+    )
+    title = "Candidates" if lam is None else f"Candidates at λ = {units.plain(lam)}"
+    return Table(title, columns, texts, words=(8,), marked=marked)
+
+
+def baseline_table(rows: tuple[BaselineTrialRow, ...]) -> Table:
+    columns = ("strategy", "TA", "TA metric", "student metric", "time", "FLOPs", "state")
+    texts = tuple(
+        (
+            row.strategy,
+            units.plain(row.sparsity),
+            units.fixed(row.assistant_metric),
+            units.fixed(row.student_metric),
+            units.duration(row.seconds),
+            units.scaled(row.flops),
+            row.error or row.state.lower(),
+        )
+        for row in rows
+    )
+    return Table("Baseline trials: sparsity of the TA, metrics on validation", columns, texts, words=(0, 6))
+
+
+def _cost_table(study: StudySummary) -> Table:
+    columns = ("strategy", "run", "stage", "time", "FLOPs", "tokens", "peak MiB")
+    rows = tuple(
+        (
+            row.strategy,
+            row.phase,
+            row.stage,
+            units.duration(row.seconds),
+            units.scaled(row.flops),
+            units.scaled(row.tokens),
+            f"{row.peak_mib:.0f}",
+        )
+        for row in study.costs
+    )
+    return Table("Cost by stage", columns, rows, words=(0, 1, 2))
+
+
+def _trial_verdict(row: TrialRow, *, chosen: bool) -> str:
+    if row.failed:
+        return f"failed: {row.error}" if row.error else row.state.lower()
+    if chosen:
+        return "★ chosen"
+    return "feasible" if row.feasible else "infeasible"

@@ -1,0 +1,217 @@
+"""What a person sees while a command works, and the tables at its end.
+
+Progress goes to standard error, tables to standard output. Where standard error is no terminal a stage is
+one clean line when it ends, without control characters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from autodisc.progress import Bar, Progress, Silent
+from autodisc.reporting import units
+from autodisc.reporting.rows import StrategyRow, Summary
+from autodisc.reporting.summary import baseline_rows, trial_rows
+from autodisc.reporting.tables import Table, baseline_table, strategy_table, trial_table, trials_as_table
+
+PIPE_WIDTH = 160  # columns
+
+
+def terminal_progress(*, quiet: bool = False) -> Progress:
+    return Silent() if quiet else RichProgress()
+
+
+class _TerminalBar:
+    def __init__(self, bars: Bars, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, steps: int = 1) -> None:
+        self._bars.advance(self._task, steps)
+
+    def note(self, text: str) -> None:
+        self._bars.update(self._task, note=text)
+
+
+class _LineBar:
+    """Counts, and says it once at the end."""
+
+    def __init__(self, name: str, total: int | None) -> None:
+        self._name, self._total, self._since = name, total, time.perf_counter()
+        self._steps, self._note = 0, ""
+
+    def advance(self, steps: int = 1) -> None:
+        self._steps += steps
+
+    def note(self, text: str) -> None:
+        self._note = text
+
+    def line(self, *, broken: bool) -> str:
+        count = f"{self._steps}/{self._total}" if self._total is not None else str(self._steps)
+        spent = units.duration(time.perf_counter() - self._since)
+        parts = [count] if self._steps or self._total else []
+        parts += [f"stopped after {spent}" if broken else spent, self._note]
+        return f"{self._name}: {', '.join(part for part in parts if part)}"
+
+
+class RichProgress:
+    """autodisc.progress.Progress on standard error; stages may open inside stages."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._bars: Bars | None = None
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Bar]:
+        if not self._console.is_terminal:
+            bar = _LineBar(name, total)
+            broken = True
+            try:
+                yield bar
+                broken = False
+            finally:
+                self._console.print(bar.line(broken=broken))
+            return
+        outermost = self._bars is None
+        bars = self._bars or self._start()
+        task = bars.add_task(name, total=total, note="")
+        try:
+            yield _TerminalBar(bars, task)
+        finally:
+            bars.stop_task(task)
+            if outermost:  # its last state stays on the screen; stages inside vanish with their end
+                bars.stop()
+                self._bars = None
+            else:
+                bars.remove_task(task)
+
+    def say(self, text: str) -> None:
+        self._console.print(text)
+
+    def _start(self) -> Bars:
+        self._bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=self._console,
+        )
+        self._bars.start()
+        return self._bars
+
+
+def print_search(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """The candidates of a search's result, the chosen one marked."""
+    rows = trial_rows(result)
+    best = result["best"]
+    marked = next((i for i, row in enumerate(rows) if best and row.sparsity == best["sparsity"]), None)
+    out = _console(console)
+    _print_table(out, trials_as_table(rows, lam=None, marked=marked))
+    if best:
+        out.print(
+            f"chosen: sparsity {units.plain(best['sparsity'])}, metric"
+            f" {units.plus_minus(best['metric'], best['standard_error'])}, tradeoff {best['tradeoff']:.3f}"
+        )
+    elif any(not row.failed for row in rows):
+        out.print("chosen: none; no candidate left the floor by its standard error")
+    else:
+        out.print("chosen: none; no trial completed")
+
+
+def print_distill(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """Teacher, assistant and student side by side."""
+    teacher, assistant, student = (result[name] for name in ("teacher", "assistant", "student"))
+    columns = ("model", "sparsity", f"metric ({student['split']})", "validation metric", "parameters", "MACs")
+    sizes = [(units.scaled(part["params"]), units.scaled(part["macs"])) for part in (teacher, assistant, student)]
+    rows = (
+        ("teacher", "0", units.fixed(teacher["metric"]), units.fixed(teacher["validation_metric"]), *sizes[0]),
+        ("assistant", units.plain(assistant["sparsity"]), units.NONE, units.fixed(assistant["metric"]), *sizes[1]),
+        (
+            "student",
+            units.plain(student["sparsity"]),
+            units.plus_minus(student["metric"], student["standard_error"]),
+            units.fixed(student["validation_metric"]),
+            *sizes[2],
+        ),
+    )
+    out = _console(console)
+    _print_table(out, Table("Distilled", columns, rows, marked=2))
+    out.print(f"student: {student['path']}")
+
+
+def print_baseline(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """The trials of a baseline's result and its best student."""
+    out = _console(console)
+    _print_table(out, baseline_table(baseline_rows(result)))
+    best = result["best"]
+    if best is None:
+        out.print(f"{result['strategy']}: no trial completed")
+        return
+    row = StrategyRow(
+        name=result["strategy"],
+        metric=best["final_metric"],
+        standard_error=best["standard_error"],
+        split=best["split"],
+        validation_metric=best["student_metric"],
+        assistant_sparsity=best["sparsity"],
+    )
+    text = f"{row.name}: student {units.plus_minus(row.metric, row.standard_error)} on {row.split}"
+    if row.assistant_sparsity is not None:
+        text += f", assistant of sparsity {units.plain(row.assistant_sparsity)}"
+    out.print(text)
+
+
+def print_summary(summary: Summary, *, console: Console | None = None) -> None:
+    """The report's verdict and its two main tables."""
+    out = _console(console)
+    for study in summary.studies:
+        for sentence in study.verdict:
+            out.print(sentence)
+        for title, sentences in (("What speaks against it", study.against), ("Caveats", study.caveats)):
+            if sentences:
+                out.print(f"\n{title}:")
+                for sentence in sentences:
+                    out.print(f"  - {sentence}")
+        for table in (strategy_table(study.strategies), trial_table(study), baseline_table(study.baseline_trials)):
+            _print_table(out, table)
+
+
+def _console(console: Console | None) -> Console:
+    console = console or Console(markup=False, highlight=False, soft_wrap=True)
+    if not console.is_terminal:  # a pipe has no width: a table cut to 80 columns would lose its numbers
+        console.width = PIPE_WIDTH
+    return console
+
+
+def _print_table(console: Console, table: Table) -> None:
+    if not table.rows:
+        return
+    rich = RichTable(
+        title=Text(table.title, style="bold"), title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for i, column in enumerate(table.columns):
+        words = i in table.words
+        longest = max(len(row[i]) for row in table.rows)  # a heading wraps, a number does not
+        rich.add_column(Text(column), justify="left" if words else "right", min_width=None if words else longest)
+    for i, row in enumerate(table.rows):
+        rich.add_row(*(Text(cell) for cell in row), style="bold" if i == table.marked else None)
+    console.print()
+    console.print(rich, soft_wrap=False)

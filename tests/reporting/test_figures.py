@@ -1,0 +1,80 @@
+"""Stop at the data; of the figures only that they build, and what they do with text from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from autodisc.reporting import figure_data, figures
+from autodisc.reporting.records import read_records
+from autodisc.reporting.report import pictures
+from autodisc.reporting.rows import Curve
+from autodisc.reporting.summary import summarize
+
+
+@pytest.fixture
+def study(whole):
+    return summarize(read_records([whole])).studies[0]
+
+
+def test_tradeoff_data_marks_the_chosen_and_the_infeasible(study):
+    data = figure_data.study_tradeoff(study)
+    assert [point.sparsity for point in data.points if point.chosen] == [0.8]
+    assert [point.sparsity for point in data.points if not point.feasible] == [0.85]
+    assert data.floor == 0.76
+    for point in data.points:
+        assert point.tradeoff == pytest.approx(point.metric + 0.2 * point.sparsity)
+        assert point.scale == pytest.approx(1 - point.sparsity)
+
+
+def test_tradeoff_data_leaves_failed_trials_out(make):
+    from autodisc.reporting.summary import trial_rows
+
+    rows = trial_rows(make.search_result([make.failed(0, 0.5), make.trial(1, 0.7, 0.82)]))
+    data = figure_data.tradeoff_data(rows, lam=0.2, metric_name="f1", shown=None, recorded=None)
+    assert [point.sparsity for point in data.points] == [0.7]
+
+
+@pytest.mark.parametrize("unit", ["seconds", "flops"])
+def test_cost_data_has_every_student_and_maxidisc_s_trials(study, unit):
+    data = figure_data.cost_data(study, unit)
+    assert [point.strategy for point in data.students] == ["autodisc", "maxidisc", "direct"]
+    assert len(data.trials) == 7
+    assert data.teacher == 0.829
+    assert data.students[1].cost == pytest.approx(sum(point.cost for point in data.trials))
+
+
+def test_stage_bars_add_up_to_the_strategy_s_cost(study):
+    bars = figure_data.stage_data(study, "flops")
+    for row in study.strategies:
+        if row.flops:
+            assert sum(bar.cost for bar in bars if bar.strategy == row.name) == pytest.approx(row.flops)
+
+
+def test_kept_data_has_a_row_per_layer_and_a_column_per_candidate(study):
+    data = figure_data.kept_data(study, "heads")
+    assert len(data.kept) == 6
+    assert all(len(row) == 7 for row in data.kept)
+    assert data.sparsities[data.chosen] == 0.8
+
+
+def test_long_curves_are_thinned_and_keep_their_ends(study):
+    steps = tuple(range(10_000))
+    long = dataclasses.replace(study, curves=(Curve("autodisc", "student", steps, (1.0,) * 10_000, (), ()),))
+    (curve,) = figure_data.curve_data(long)
+    assert len(curve.steps) <= figure_data.CURVE_POINTS + 1
+    assert (curve.steps[0], curve.steps[-1]) == (0, 9_999)
+
+
+def test_every_picture_builds_and_has_words(study):
+    found = pictures(study)
+    assert len(found) == 9
+    for picture in found:
+        assert picture.alternative
+        assert picture.figure.data
+
+
+def test_figures_escape_names_from_outside():
+    curve = Curve("autodisc", "<a href='http://x'>y</a>", (1, 2), (1.0, 0.5), (), ())
+    assert "<a" not in figures.curve_figure([curve], quantity="training loss").data[0].name

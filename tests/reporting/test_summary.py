@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+
+from autodisc.reporting.records import read_records
+from autodisc.reporting.rows import StrategyRow
+from autodisc.reporting.summary import summarize
+from autodisc.reporting.verdict import compare
+
+
+def _one(*folders, lam=None):
+    (study,) = summarize(read_records(folders), lam=lam).studies
+    return study
+
+
+def test_a_study_is_summarised_with_its_baselines(whole):
+    study = _one(whole)
+    assert [row.name for row in study.strategies] == ["teacher", "autodisc", "maxidisc", "direct"]
+    assert study.recorded.sparsity == 0.8
+    assert "sparsity 0.8" in study.verdict[0]
+    assert "within noise" in study.verdict[1]
+    assert study.strategy("autodisc").seconds == pytest.approx(83 + 288)
+
+
+def test_shares_of_cost_are_relative_to_maxidisc(whole):
+    study = _one(whole)
+    maxi, ours = study.strategy("maxidisc"), study.strategy("autodisc")
+    assert maxi.seconds_share == 1.0
+    assert study.shares.schedule_flops == pytest.approx(ours.flops / maxi.flops)
+    assert study.shares.search_seconds == pytest.approx(83 / maxi.seconds)
+
+
+def test_a_missed_target_is_listed_against_autodisc(whole):
+    study = _one(whole)
+    assert study.shares.schedule_seconds > 0.2
+    assert any("whole schedule" in text and "wall time" in text for text in study.against)
+    assert not any(text.startswith("The search:") for text in study.against)
+
+
+def test_direct_better_than_autodisc_is_listed_against_it(whole):
+    assert any("direct" in text and "better student" in text for text in _one(whole).against)
+
+
+def test_another_lambda_ranks_the_recorded_trials_again(whole):
+    study = _one(whole, lam=0.0)
+    assert study.recorded.sparsity == 0.8
+    assert study.reranked.sparsity == 0.4  # the highest metric
+    assert study.shown is study.reranked
+    assert all(row.tradeoff == row.metric for row in study.trials)
+    assert "λ = 0.2" in study.verdict[0]
+    assert "λ = 0" in study.verdict[1]
+    assert "sparsity 0.4" in study.verdict[1]
+
+
+def test_another_lambda_never_makes_an_infeasible_candidate_feasible(whole):
+    assert _one(whole, lam=100.0).reranked.sparsity == 0.8  # 0.85 is sparser, but at the floor
+
+
+def test_the_recorded_lambda_repeats_the_recorded_choice(whole):
+    study = _one(whole, lam=0.2)
+    assert study.reranked == study.recorded
+    assert "stays at sparsity 0.8" in study.verdict[1]
+
+
+def test_all_infeasible_says_so_and_what_to_do(make, tmp_path):
+    make.write(tmp_path, make.search([make.trial(0, 0.7, 0.761), make.trial(1, 0.8, 0.760)]))
+    study = _one(tmp_path)
+    assert study.recorded is None
+    assert "No candidate left the floor" in study.verdict[0]
+    assert "--recovery-steps" in study.verdict[0]
+
+
+@pytest.mark.parametrize("trials", [[], ["failed"], ["failed", "complete"], ["complete"]])
+def test_studies_of_few_or_failed_trials_are_summarised(make, tmp_path, trials):
+    rows = [make.trial(i, 0.7, 0.82) if t == "complete" else make.failed(i, 0.6) for i, t in enumerate(trials)]
+    make.write(tmp_path, make.search(rows))
+    study = _one(tmp_path, lam=0.1)
+    assert (study.recorded is not None) == ("complete" in trials)
+    assert study.verdict
+    assert any("failed" in text for text in study.against) == ("failed" in trials)
+
+
+def test_only_a_baseline_is_shown_as_such(make, tmp_path):
+    make.write(tmp_path, make.baseline())
+    study = _one(tmp_path)
+    assert "No study of teacher assistants" in study.verdict[0]
+    assert [row.name for row in study.strategies] == ["maxidisc"]
+
+
+def test_only_a_finetuned_teacher_is_shown(make, tmp_path):
+    result = {"path": "/t", "metric": 0.9, "metrics": {"accuracy": 0.9}, "floor": 0.5, "split": "test"}
+    make.write(tmp_path, make.record("finetune", None, result, make.cost(finetune=(60.0, 1e12))))
+    study = _one(tmp_path)
+    assert study.strategy("teacher").metric == 0.9
+    assert [row.stage for row in study.costs] == ["finetune"]
+
+
+def test_a_baseline_in_another_folder_joins_the_study_of_the_same_data(make, tmp_path):
+    make.write(tmp_path / "a", make.search(), make.distill())
+    make.write(tmp_path / "b", make.baseline())
+    assert _one(tmp_path / "a", tmp_path / "b").strategy("maxidisc") is not None
+
+
+def test_another_teacher_is_another_study(make, tmp_path):
+    make.write(tmp_path / "a", make.search())
+    make.write(tmp_path / "b", make.baseline(teacher={"model": "/other", "fingerprint": "ee"}))
+    assert len(summarize(read_records([tmp_path / "a", tmp_path / "b"])).studies) == 2
+
+
+def test_two_studies_take_the_baseline_of_their_own_seed(make, tmp_path):
+    make.write(tmp_path / "a", make.search(), make.baseline(metric=0.7))
+    make.write(tmp_path / "b", make.search(seed=1), make.baseline(metric=0.6, seed=1))
+    found = summarize(read_records([tmp_path / "a", tmp_path / "b"])).studies
+    assert [study.strategy("maxidisc").metric for study in found] == [0.7, 0.6]
+
+
+def test_runs_on_unlike_machines_are_told(make, tmp_path):
+    other = make.baseline()
+    other["environment"]["threads"] = 8
+    make.write(tmp_path, make.search(), other)
+    assert any("threads 2 against 8" in text for text in _one(tmp_path).caveats)
+
+
+@pytest.mark.parametrize(
+    ("ours", "word"), [(0.80, "within noise"), (0.82, "within noise"), (0.90, "better"), (0.70, "worse")]
+)
+def test_a_difference_below_two_combined_standard_errors_is_noise(ours, word):
+    left = StrategyRow("autodisc", ours, 0.01, "test")
+    assert compare(left, StrategyRow("direct", 0.80, 0.01, "test")).endswith(word)
+
+
+def test_students_of_different_splits_are_not_compared():
+    left = StrategyRow("autodisc", 0.8, 0.01, "test")
+    assert compare(left, StrategyRow("direct", 0.8, 0.01, "validation")) is None
