@@ -27,7 +27,7 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW = (
     "#56B4E9",
     "#F0E442",
 )
-GREY = "#8a8a8a"  # 3.5 : 1 on white and 5 : 1 on the dark page
+GREY = "#7d7d7d"  # 4 : 1 both on white and on the dark page
 GRID = "rgba(128,128,128,0.25)"
 CLEAR = "rgba(0,0,0,0)"
 STRATEGIES = {"autodisc": (BLUE, "star"), "maxidisc": (RED, "square"), "direct": (GREEN, "diamond")}
@@ -238,5 +238,5 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
 
 def _set_height(figure: go.Figure, plot: int, *, below: int) -> None:
     """Heights in pixels; a legend's place is in plot heights, and must clear the axis title at any of them."""
-    margin = {"l": 60, "r": 20, "t": 25, "b": below}
-    figure.update_layout(height=plot + below + 25, margin=margin, legend={"y": -70 / plot})
+    margin = {"l": 60, "r": 20, "t": 35, "b": below}
+    figure.update_layout(height=plot + below + 35, margin=margin, legend={"y": -70 / plot})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from autodisc.reporting import units
@@ -67,7 +68,16 @@ def trial_table(study: StudySummary) -> Table:
     rows = study.trials
     sparsity = study.shown.sparsity if study.shown is not None else None
     marked = next((i for i, row in enumerate(rows) if row.sparsity == sparsity and not row.failed), None)
-    return trials_as_table(rows, lam=study.lam, marked=marked)
+    table = trials_as_table(rows, lam=study.lam, marked=marked)
+    if study.asked_lam is None or study.shown == study.recorded:
+        return table
+    texts = [list(row) for row in table.rows]  # the study chose, this ranking only would have
+    for i, row in enumerate(rows):
+        if i == marked:
+            texts[i][-1] = "★ would be chosen"
+        elif study.recorded is not None and row.sparsity == study.recorded.sparsity and not row.failed:
+            texts[i][-1] = "☆ the study's choice"
+    return dataclasses.replace(table, rows=tuple(tuple(text) for text in texts))
 
 
 def trials_as_table(rows: tuple[TrialRow, ...], *, lam: float | None, marked: int | None) -> Table:

@@ -88,7 +88,7 @@ def _reranked(study: StudySummary) -> str:
         return f"Ranked again at λ = {lam}, none is feasible either."
     if study.recorded is not None and study.reranked.sparsity == study.recorded.sparsity:
         return f"Ranked again at λ = {lam}, the choice stays at sparsity {units.plain(study.recorded.sparsity)}."
-    student = " The student below comes from the recorded choice." if study.strategy("autodisc") else ""
+    student = " The student here was distilled from the recorded choice." if study.strategy("autodisc") else ""
     return f"Ranked again at λ = {lam}, the choice would be {describe(study.reranked)}.{student}"
 
 
@@ -103,7 +103,7 @@ def _students(study: StudySummary) -> str:
         return f"{distil}Students: {reached}." if reached else distil.strip()
     teacher = "" if study.teacher_metric is None else f" (teacher {study.teacher_metric:.3f})"
     sentence = (
-        f"Its student of sparsity {units.plain(study.student_sparsity)} reaches"
+        f"The student of sparsity {units.plain(study.student_sparsity)} reaches"
         f" {units.plus_minus(ours.metric, ours.standard_error)} on {ours.split}{teacher}"
     )
     compared = [

@@ -151,3 +151,5 @@ def test_another_lambda_is_said_on_the_page(whole, tmp_path):
     for text in (html, markdown):
         assert "Ranked again at λ = 0" in text
         assert "Candidates at λ = 0" in text
+        assert "★ would be chosen" in text
+        assert "☆ the study&#39;s choice" in text or "☆ the study's choice" in text
