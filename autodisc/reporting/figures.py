@@ -61,7 +61,7 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
         hoverinfo="skip",
     )
     kinds = (
-        ("feasible", [p for p in points if p.feasible and not p.chosen], "square", 8),
+        ("feasible", [p for p in points if p.feasible and not (p.chosen or p.recorded)], "square", 8),
         ("infeasible", [p for p in points if not p.feasible], "x-thin-open", 11),
         ("chosen", [p for p in points if p.chosen], "star", 17),
         ("the study's own choice", [p for p in points if p.recorded and not p.chosen], "star-open", 15),
