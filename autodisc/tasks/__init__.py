@@ -1,0 +1,1 @@
+"""What is learned: metrics and floors, data sets, tokenised splits, length-bucketed batches."""

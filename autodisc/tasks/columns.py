@@ -1,0 +1,165 @@
+"""Which columns are text and label, and what a label means as a number.
+
+A label that is one of the known names is that class; otherwise an integer is a class id. Every complaint names
+the split, the row (the first is 1, a header not counted), the value and the way out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autodisc.config import TaskConfig
+from autodisc.errors import ConfigError, DataError
+from autodisc.tasks.metrics import BINARY, GLUE, Metric
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+_INTEGER = re.compile(r"[+-]?\d+")
+_DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+[eE][+-]?\d+)([eE][+-]?\d+)?")
+SHOWN = 12  # known labels in a message
+
+
+def text_columns(config: TaskConfig, rows: Dataset) -> tuple[str, ...]:
+    """The one or two text columns: the options', else the GLUE task's, else GLUE's usual ones."""
+    have = rows.column_names
+    usual: list[tuple[str, ...]] = [("sentence",), ("sentence1", "sentence2")]
+    if config.name in GLUE:
+        usual.insert(0, GLUE[config.name].columns)
+    found = next((names for names in usual if set(names) <= set(have)), None)
+    if config.text is not None:
+        found = (config.text,)
+    if found is None:
+        expected = " or ".join(" + ".join(names) for names in dict.fromkeys(usual))
+        raise DataError(
+            f"train: no text column {expected}; it has {', '.join(have)}; name yours with --text and --text-pair"
+        )
+    return found if config.text_pair is None else (found[0], config.text_pair)
+
+
+def check_columns(rows: Dataset, split: str, texts: Sequence[str], label: str) -> None:
+    for name, option in zip((*texts, label), (*("--text", "--text-pair")[: len(texts)], "--label"), strict=True):
+        if name not in rows.column_names:
+            raise DataError(
+                f"{split}: no column '{name}'; it has {', '.join(rows.column_names)}; name yours with {option}"
+            )
+
+
+def read_texts(rows: Dataset, split: str, names: Sequence[str]) -> list[list[str]]:
+    """The text columns as strings, none missing."""
+    return [[_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)] for name in names]
+
+
+def is_unlabelled(rows: Dataset, label: str) -> bool:
+    """GLUE's test sets hold -1; others leave the column out, or empty."""
+    if label not in rows.column_names:
+        return True
+    return all(_missing(value) or str(value) in ("-1", "-1.0") for value in _values(rows, label))
+
+
+def content_hashes(texts: Sequence[Sequence[str]]) -> np.ndarray:
+    """A hash of each row's text (N,), the same wherever the row stands."""
+    digests = (hashlib.blake2b("\0".join(row).encode(), digest_size=8).digest() for row in zip(*texts, strict=True))
+    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
+
+
+class Labels:
+    """The numbers that a task's labels stand for: class ids, or the values of a regression."""
+
+    def __init__(self, names: tuple[str, ...] | None, by_name: bool = True) -> None:
+        self.names = names
+        self._ids = {name: i for i, name in enumerate(names or ())} if by_name else {}
+
+    @classmethod
+    def of(cls, train: Dataset, config: TaskConfig, metric: Metric, known: tuple[str, ...] | None) -> Labels:
+        """The labels of a task from its train split; ``known`` are the teacher's classes, in its order."""
+        if metric.kind == "regression":
+            return cls(None)
+        values = set()
+        for i, value in enumerate(_values(train, config.label), 1):
+            if _missing(value):
+                raise _missing_error(config.label, "train", i)
+            if isinstance(value, float) or _DECIMAL.fullmatch(str(value)):
+                raise DataError(
+                    f"train row {i}: label {value!r} is a decimal, but {metric.name} needs classes; "
+                    "for a regression take --metric pearson_spearman"
+                )
+            values.add(str(value))
+        labels = cls._of_values(
+            values, known or (GLUE[config.name].label_names if config.name in GLUE else None), known
+        )
+        if metric.name in BINARY and len(labels.names or ()) != 2:
+            raise ConfigError(
+                f"task.metric: {metric.name} is for 2 classes, the labels have {len(labels.names or ())}; take f1_macro"
+            )
+        return labels
+
+    @classmethod
+    def _of_values(cls, values: set[str], names: tuple[str, ...] | None, known: tuple[str, ...] | None) -> Labels:
+        integers = all(_INTEGER.fullmatch(value) for value in values)
+        if names is not None and values <= set(names):
+            return cls(names)
+        if names is not None and integers and (known or all(0 <= int(v) < len(names) for v in values)):
+            return cls(names, by_name=False)
+        if known is not None:
+            return cls(known)  # and the first row that is none of them is reported
+        if integers:
+            return cls(tuple(sorted(values, key=int)))
+        return cls(tuple(sorted(values)))
+
+    def read(self, rows: Dataset, split: str, column: str) -> np.ndarray:
+        """The labels of a split (N,): int64 class ids, or float32."""
+        values = _values(rows, column)
+        for i, value in enumerate(values, 1):
+            if _missing(value):
+                raise _missing_error(column, split, i)
+        if self.names is None:
+            return np.array([_number(value, split, i) for i, value in enumerate(values, 1)], np.float32)
+        return np.array([self._id(value, split, i) for i, value in enumerate(values, 1)], np.int64)
+
+    def _id(self, value: Any, split: str, row: int) -> int:
+        names, text = self.names or (), str(value)
+        if self._ids:
+            if text in self._ids:
+                return self._ids[text]
+        elif _INTEGER.fullmatch(text) and 0 <= int(text) < len(names):
+            return int(text)
+        known = [f"{name} (or {i})" for i, name in enumerate(names)] if not self._ids else list(names)
+        shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+        raise DataError(f"{split} row {row}: unknown label '{text}'; known: {shown}")
+
+
+def _values(rows: Dataset, column: str) -> list[Any]:
+    return rows.data.column(column).to_pylist()
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+
+
+def _missing_error(column: str, split: str, row: int) -> DataError:
+    return DataError(f"{split} row {row}: column '{column}' is empty; fill it or remove the row")
+
+
+def _text(value: Any, split: str, row: int, column: str) -> str:
+    if _missing(value) or (isinstance(value, str) and not value.strip()):
+        raise _missing_error(column, split, row)
+    if not isinstance(value, str | int | float):
+        raise DataError(f"{split} row {row}: column '{column}' holds a {type(value).__name__}; expected text")
+    return str(value)
+
+
+def _number(value: Any, split: str, row: int) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(f"{split} row {row}: label {value!r} is no finite number; a regression needs one in every row")
+    return number

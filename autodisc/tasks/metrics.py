@@ -1,0 +1,188 @@
+"""How well a task is solved: metrics, their floors and their uncertainty.
+
+floor          = max over constants c of metric(c, labels)
+standard error = sqrt(p (1 - p) / n) for accuracy, else the bootstrap over examples (Efron, 1979)
+
+GLUE's metrics are those of arXiv:1804.07461. Scores come from scikit-learn and scipy. The bootstrap resamples
+the confusion matrix instead of the examples (the same distribution, since these metrics see nothing else),
+so it takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from autodisc.config import MetricName
+from autodisc.errors import TrainingError
+
+Kind = Literal["classification", "regression"]
+CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
+BINARY = ("f1", "accuracy_f1")  # defined by a positive class, 1
+RESAMPLES = 200  # the standard error itself is then known to about 5 %
+_PARTS: dict[str, tuple[MetricName, ...]] = {
+    "accuracy_f1": ("accuracy", "f1"),
+    "pearson_spearman": ("pearson", "spearman"),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A task's metric: larger is better, 1 is perfect."""
+
+    name: MetricName
+    kind: Kind
+
+    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float:
+        """The metric of ``predictions``, class ids or floats (N,); a constant has no correlation: 0.0."""
+        return self.components(predictions, labels)[self.name]
+
+    def components(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metric by its name, after the metrics that it is the mean of."""
+        predictions, labels = _checked(predictions, labels)
+        parts: dict[str, float] = {}
+        for name in _PARTS.get(self.name, (self.name,)):
+            parts[name] = _score(name, predictions, labels)
+        return {**parts, self.name: math.fsum(parts.values()) / len(parts)}
+
+    def floor(self, labels: np.ndarray) -> float:
+        """The metric of the best constant prediction on ``labels``."""
+        if self.kind == "regression" or self.name == "matthews":
+            return 0.0
+        # A class that no label has scores below one that some label has, so the labels' own suffice.
+        return max(self.score(np.full(len(labels), c), labels) for c in np.unique(labels))
+
+    def standard_error(self, predictions: np.ndarray, labels: np.ndarray, seed: int) -> float:
+        """The metric's standard deviation over samples of examples like these."""
+        predictions, labels = _checked(predictions, labels)
+        n = len(labels)
+        if self.name == "accuracy":
+            p = float(np.mean(predictions == labels))
+            return math.sqrt(p * (1 - p) / n)
+        rng = np.random.default_rng(seed)
+        if self.kind == "regression":
+            drawn = rng.integers(n, size=(RESAMPLES, n))
+            return float(np.std(_correlations(self.name, predictions[drawn], labels[drawn]), ddof=1))
+        classes, codes = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
+        V = len(classes)
+        cells = np.bincount(codes[:n] * V + codes[n:], minlength=V * V)  # label by prediction
+        confusions = rng.multinomial(n, cells / n, size=RESAMPLES).reshape(RESAMPLES, V, V)
+        return float(np.std(_from_confusions(self.name, confusions, classes), ddof=1))
+
+
+METRICS: dict[str, Metric] = {
+    name: Metric(name, "regression" if name in CORRELATIONS else "classification") for name in get_args(MetricName)
+}
+
+
+@dataclass(frozen=True)
+class GlueTask:
+    """One of GLUE's nine: its metric, text columns and classes (none: a regression)."""
+
+    metric: Metric
+    columns: tuple[str, ...]
+    label_names: tuple[str, ...] | None
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.label_names or ("value",))
+
+
+def _glue(metric: MetricName, columns: str, labels: str = "") -> GlueTask:
+    return GlueTask(METRICS[metric], tuple(columns.split()), tuple(labels.split()) or None)
+
+
+GLUE: dict[str, GlueTask] = {
+    "cola": _glue("matthews", "sentence", "unacceptable acceptable"),
+    "sst2": _glue("accuracy", "sentence", "negative positive"),
+    "mrpc": _glue("accuracy_f1", "sentence1 sentence2", "not_equivalent equivalent"),
+    "qqp": _glue("accuracy_f1", "question1 question2", "not_duplicate duplicate"),
+    "stsb": _glue("pearson_spearman", "sentence1 sentence2"),
+    "mnli": _glue("accuracy", "premise hypothesis", "entailment neutral contradiction"),
+    "qnli": _glue("accuracy", "question sentence", "entailment not_entailment"),
+    "rte": _glue("accuracy", "sentence1 sentence2", "entailment not_entailment"),
+    "wnli": _glue("accuracy", "sentence1 sentence2", "not_entailment entailment"),
+}
+
+
+def decode(logits: np.ndarray, kind: Kind) -> np.ndarray:
+    """Predictions (N,) from logits (N, V): the likeliest class, or the one value of a regression."""
+    _check_finite(logits, "logits")  # before the argmax, which would hide them
+    return logits[:, 0] if kind == "regression" else logits.argmax(axis=1)
+
+
+def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    predictions, labels = np.asarray(predictions), np.asarray(labels)
+    if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
+        raise ValueError(f"predictions {predictions.shape} and labels {labels.shape}: expected both (N,), N > 0")
+    _check_finite(predictions, "predictions")
+    return predictions, labels
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
+    if bad:
+        raise TrainingError(
+            f"{what}: {bad} of {np.size(values)} are not finite; the model has diverged, try a lower learning rate"
+        )
+
+
+def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
+    from sklearn import metrics
+
+    if name == "accuracy":
+        return float(metrics.accuracy_score(labels, predictions))
+    if name == "f1":
+        return float(metrics.f1_score(labels, predictions, labels=[1], average="macro", zero_division=0))
+    if name == "f1_macro":
+        return float(metrics.f1_score(labels, predictions, average="macro", zero_division=0))
+    if np.ptp(predictions) == 0 or np.ptp(labels) == 0:
+        return 0.0
+    if name == "matthews":
+        return float(metrics.matthews_corrcoef(labels, predictions))
+    from scipy import stats
+
+    correlation = stats.pearsonr if name == "pearson" else stats.spearmanr
+    with warnings.catch_warnings():  # a nearly constant prediction is a bad candidate, not a fault
+        warnings.simplefilter("ignore")
+        value = float(correlation(predictions.astype(np.float64), labels.astype(np.float64)).statistic)
+    return value if math.isfinite(value) else 0.0
+
+
+def _from_confusions(name: str, confusions: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A classification metric of each confusion matrix (R, V, V), label by prediction; returns (R,)."""
+    n = confusions.sum(axis=(1, 2))
+    hits = np.diagonal(confusions, axis1=1, axis2=2)  # (R, V)
+    actual, predicted = confusions.sum(axis=2), confusions.sum(axis=1)  # (R, V)
+    if name == "matthews":  # Gorodkin's form for V classes
+        covariance = hits.sum(axis=1) * n - (actual * predicted).sum(axis=1)
+        spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1))
+        return _ratio(covariance, np.sqrt(spread.astype(np.float64)))
+    f1 = _ratio(2 * hits, actual + predicted)  # (R, V)
+    if name == "f1_macro":  # over the classes that occur, as in scikit-learn
+        return f1.sum(axis=1) / np.maximum((actual + predicted > 0).sum(axis=1), 1)
+    positive = f1[:, np.asarray(classes) == 1].sum(axis=1)  # 0 where class 1 never occurs
+    return positive if name == "f1" else (hits.sum(axis=1) / n + positive) / 2
+
+
+def _correlations(name: str, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """A correlation of each row of two (R, N); returns (R,)."""
+    from scipy.stats import rankdata
+
+    if name == "pearson_spearman":
+        return (_correlations("pearson", predictions, labels) + _correlations("spearman", predictions, labels)) / 2
+    if name == "spearman":
+        predictions, labels = rankdata(predictions, axis=1), rankdata(labels, axis=1)
+    x = predictions - predictions.mean(axis=1, keepdims=True, dtype=np.float64)
+    y = labels - labels.mean(axis=1, keepdims=True, dtype=np.float64)
+    return _ratio((x * y).sum(axis=1), np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
+
+
+def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+    """``top / bottom``, and 0 where ``bottom`` is 0."""
+    return np.divide(top, bottom, out=np.zeros(np.shape(top), np.float64), where=bottom > 0)

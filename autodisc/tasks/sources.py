@@ -1,0 +1,140 @@
+"""Where rows come from: a folder of files, GLUE on the hub, or the embedded corpus.
+
+Everything is read through `datasets`, so that it is memory-mapped and read once per content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autodisc.config import DOCSTRINGS, TaskConfig
+from autodisc.errors import DataError
+from autodisc.progress import Progress
+from autodisc.tasks import docstrings
+from autodisc.tasks.metrics import GLUE
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+HUB = "nyu-mll/glue"
+FORMATS = (".csv", ".jsonl", ".parquet")
+REQUIRED = ("train", "validation")
+OPTIONAL = ("test", "validation_mismatched")
+# MNLI calls its validation set so, and has a second one from other genres.
+HUB_NAMES = {"validation": "validation_matched", "test": "test_matched"}
+
+
+def read_splits(config: TaskConfig, cache_dir: Path, progress: Progress) -> dict[str, Dataset]:
+    """The raw splits by name: train, validation, and those of `OPTIONAL` that exist."""
+    with quiet_datasets():
+        if config.data is not None:
+            return _read_folder(config.data, config.name, cache_dir)
+        if config.name == DOCSTRINGS:
+            folder = docstrings.write_corpus(cache_dir, progress=progress)
+            return _read_folder(folder, config.name, cache_dir)
+        if config.name in GLUE:
+            return _read_hub(config.name, cache_dir)
+    raise unknown_task(config.name)
+
+
+def unknown_task(name: str) -> DataError:
+    known = [*GLUE, DOCSTRINGS]
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}."
+    return DataError(f"task '{name}': unknown, and no data given; {hint} For data of your own pass --data DIR")
+
+
+@contextlib.contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """`datasets` without its own progress bars, which would break ours."""
+    import datasets
+
+    if datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+
+
+def _read_folder(folder: Path, task: str, cache_dir: Path) -> dict[str, Dataset]:
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "missing"
+        raise DataError(f"--data {folder}: {what}; expected a folder with train and validation as {_formats()}")
+    files = {}
+    for split in (*REQUIRED, *OPTIONAL):
+        names = [split, HUB_NAMES[split]] if task == "mnli" and split in HUB_NAMES else [split]
+        found = [path for name in names for suffix in FORMATS if (path := folder / f"{name}{suffix}").is_file()]
+        if len(found) > 1:
+            raise DataError(f"{folder}: {found[0].name} and {found[1].name} are both {split}; keep one of them")
+        if found:
+            files[split] = found[0]
+        elif split in REQUIRED:
+            here = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+            raise DataError(f"{folder}: no {split} file ({_formats()}); the folder holds: {here}")
+    return {split: _read_file(path, split, cache_dir) for split, path in files.items()}
+
+
+def _read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
+    import datasets
+
+    if not path.stat().st_size:
+        raise DataError(f"{path}: the {split} split is empty; expected a header and at least one row")
+    # The readers themselves: load_dataset("csv") would count the call on the hub, five seconds where it cannot.
+    readers = {
+        ".csv": datasets.Dataset.from_csv,
+        ".jsonl": datasets.Dataset.from_json,
+        ".parquet": datasets.Dataset.from_parquet,
+    }
+    try:
+        options = _csv_options(path) if path.suffix == ".csv" else {}
+        rows = readers[path.suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
+    except Exception as error:  # parsers of three formats, each with errors of its own
+        cause = error.__cause__ or error
+        if "corresponds to no data" in str(cause):  # what `datasets` says of a header alone
+            raise DataError(f"{path}: the {split} split is empty; expected at least one row") from error
+        first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {first}") from error
+    if not len(rows):
+        raise DataError(f"{path}: the {split} split is empty; expected at least one row")
+    return rows
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """Every cell as the text it is: pandas would read the sentence "NA" as missing and guess types by chunk."""
+    import datasets
+
+    with path.open(encoding="utf-8-sig", newline="") as file:  # a byte order mark is not part of a name
+        header = next(csv.reader(file))
+    names = [name or f"Unnamed: {i}" for i, name in enumerate(header)]
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def _read_hub(task: str, cache_dir: Path) -> dict[str, Dataset]:
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(HUB, task, cache_dir=str(cache_dir))
+    except Exception as error:  # what an unreachable hub raises differs by version and by cause
+        raise DataError(
+            f"task '{task}': {HUB} cannot be read from the hub ({type(error).__name__}); "
+            "check the network, or offline pass --data DIR with train and validation files"
+        ) from error
+    read = {}
+    for split in (*REQUIRED, *OPTIONAL):
+        name = split if split in splits else HUB_NAMES.get(split, split)
+        if name in splits:
+            read[split] = splits[name]
+    return read
+
+
+def _formats() -> str:
+    return ", ".join(FORMATS)

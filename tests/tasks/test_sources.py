@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import datasets
+import pytest
+
+from autodisc.errors import ConfigError, DataError
+from autodisc.tasks.data import HELD_OUT
+
+
+def rows(count: int, start: int = 0, classes: int = 2) -> list[dict[str, object]]:
+    """Sentences of their own, of 2 to 8 words; labels in turn."""
+    return [
+        {"sentence": " ".join([f"w{start + i}", f"w{i // 10}", *["w1"] * (i % 7)]), "label": i % classes}
+        for i in range(count)
+    ]
+
+
+def with_labels(*labels: object) -> list[dict[str, object]]:
+    return [{"sentence": f"w{i} w2", "label": label} for i, label in enumerate(labels)]
+
+
+def test_mnli_keeps_its_second_validation_set(write, load):
+    pair = [{"premise": "w0", "hypothesis": "w1", "label": i} for i in (0, 1, 2)]
+    write(train=pair, validation_matched=pair, validation_mismatched=pair[:2], test=pair)
+    task = load("mnli", metric=None)
+    assert (len(task.split("validation")), len(task.split("validation_mismatched"))) == (3, 2)
+
+
+def test_csv_cells_are_read_as_written(write, load, tokenizer):
+    write(
+        ".csv", **dict.fromkeys(("train", "validation", "test"), '\ufeffsentence,label\nNA,no\n12,nan\n"w1, w2",no\n')
+    )
+    task = load()
+    assert task.label_names == ("nan", "no")
+    assert task.train.lengths.tolist() == [3, 3, 5]
+
+
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_missing_text_is_refused_with_its_row(write, load, value):
+    write(train=rows(4), validation=[*rows(2), {"sentence": value, "label": 0}], test=rows(2))
+    with pytest.raises(DataError, match="validation row 3: column 'sentence' is empty"):
+        load()
+
+
+def test_a_missing_column_is_refused_with_those_that_exist_and_the_option(write, load):
+    write(train=rows(4), validation=[{"text": "w1", "label": 0}], test=rows(2))
+    with pytest.raises(DataError, match=r"validation: no column 'sentence'; it has text, label; .* --text"):
+        load()
+    with pytest.raises(DataError, match=r"no column 'polarity'; it has sentence, label; .* --label"):
+        load(label="polarity")
+    with pytest.raises(DataError, match=r"no column 'second'; .* --text-pair"):
+        load(text_pair="second")
+    write(train=[{"words": "w1", "label": 0}])
+    with pytest.raises(DataError, match=r"no text column .*sentence1 \+ sentence2; it has words, label; .* --text"):
+        load()
+
+
+def test_an_absent_folder_or_file_is_refused_with_what_is_there(write, load, tmp_path):
+    with pytest.raises(DataError, match="data: missing; expected a folder"):
+        load()
+    write(train=rows(4), notes=rows(1))
+    with pytest.raises(DataError, match=r"no validation file .*; the folder holds: notes.jsonl, train.jsonl"):
+        load()
+    with pytest.raises(DataError, match="a file; expected a folder"):
+        load(data=tmp_path / "data" / "train.jsonl")
+
+
+def test_two_files_of_one_split_are_refused(write, load):
+    write(train=rows(4), validation=rows(2))
+    write(".csv", train="sentence,label\nw1,0\n")
+    with pytest.raises(DataError, match=r"train.csv and train.jsonl are both train"):
+        load()
+
+
+@pytest.mark.parametrize("content", ["", "sentence,label\n"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_an_empty_split_is_refused(write, load, split, content):
+    splits = dict.fromkeys(("train", "validation", "test"), "sentence,label\nw1,0\nw2,1\n")
+    write(".csv", **(splits | {split: content}))
+    with pytest.raises(DataError, match=f"the {split} split is empty"):
+        load()
+
+
+def test_a_file_that_is_not_what_its_name_says_is_refused_in_one_line(write, load):
+    write(train="{not json\n", validation=rows(2))
+    with pytest.raises(DataError, match=r"train.jsonl: cannot be read as jsonl") as error:
+        load()
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_task_without_data_is_refused_with_the_nearest(load):
+    with pytest.raises(DataError, match="'sst3': unknown, and no data given; did you mean 'sst2'"):
+        load("sst3", data=None)
+    with pytest.raises(DataError, match=r"known: cola, .*docstrings"):
+        load("zzzzzz", data=None, metric=None)
+
+
+def test_a_task_without_a_metric_is_refused(write, load):
+    write(train=rows(4), validation=rows(2))
+    with pytest.raises(ConfigError, match=r"task.metric: .* takes --metric, one of accuracy"):
+        load(metric=None)
+
+
+def test_an_unreachable_hub_is_refused_with_the_way_out(load, monkeypatch):
+    def unreachable(*_, **__):
+        raise ConnectionError("a long story\nof several lines")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(DataError, match="offline pass --data DIR") as error:
+        load("rte", data=None)
+    assert "\n" not in str(error.value)
+
+
+def test_hub_splits_of_mnli_are_known_by_our_names(load, monkeypatch):
+    def hub(path, name, *, cache_dir):
+        assert (path, name) == ("nyu-mll/glue", "mnli")
+        pair = [{"premise": f"w{i}", "hypothesis": "w1", "label": i % 3, "idx": i} for i in range(30)]
+        unlabelled = [row | {"label": -1} for row in pair]
+        return {
+            "train": datasets.Dataset.from_list(pair),
+            "validation_matched": datasets.Dataset.from_list(pair[:6]),
+            "validation_mismatched": datasets.Dataset.from_list(pair[:5]),
+            "test_matched": datasets.Dataset.from_list(unlabelled),
+        }
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    task = load("mnli", data=None)
+    assert (len(task.train), len(task.validation), len(task.extra["validation_mismatched"])) == (27, 6, 5)
+    assert (len(task.final), task.final_name) == (3, HELD_OUT)
