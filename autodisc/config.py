@@ -15,9 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from autodisc.errors import ConfigError
 
-MetricName = Literal[
-    "accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"
-]
+MetricName = Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 Strategy = Literal["maxidisc", "direct"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DOCSTRINGS = "docstrings"  # the embedded task: which installed library is this docstring sentence from?
@@ -31,9 +29,7 @@ class TaskConfig(Section):
     """What is learned."""
 
     name: str = Field(description="A GLUE task's name, 'docstrings', or any name with a metric and data.")
-    data: Path | None = Field(
-        None, description="Folder with train, validation[, test] files; none: the hub (GLUE)."
-    )
+    data: Path | None = Field(None, description="Folder with train, validation[, test] files; none: the hub (GLUE).")
     metric: MetricName | None = Field(None, description="Larger is better; a GLUE name brings its own.")
     text: str | None = Field(None, description="Column of the (first) sentence; default: the task's.")
     text_pair: str | None = Field(None, description="Column of the second sentence, where there is one.")
@@ -60,9 +56,7 @@ class FinetuneConfig(Section):
 
 
 class TeacherConfig(Section):
-    model: str = Field(
-        description="Folder or hub name of a fine-tuned model; of a pretrained one with `finetune`."
-    )
+    model: str = Field(description="Folder or hub name of a fine-tuned model; of a pretrained one with `finetune`.")
     finetune: FinetuneConfig | None = None
 
 
@@ -77,16 +71,12 @@ class ImportanceConfig(Section):
 class RecoveryConfig(Section):
     """One short shared sandwich of all candidates, paid once before the first trial."""
 
-    steps: int | None = Field(
-        None, ge=1, description="Optimizer steps; none: from the distillation's budget."
-    )
+    steps: int | None = Field(None, ge=1, description="Optimizer steps; none: from the distillation's budget.")
     fraction: float = Field(
         0.06, gt=0, le=1, description="Where steps is none: this fraction of the distillation's own steps."
     )
     lr: float = Field(3e-4, gt=0)
-    sandwich_size: int = Field(
-        4, ge=1, description="Candidates a step: largest, smallest, the rest at random."
-    )
+    sandwich_size: int = Field(4, ge=1, description="Candidates a step: largest, smallest, the rest at random.")
 
 
 class SearchConfig(Section):
@@ -101,12 +91,8 @@ class SearchConfig(Section):
     trials: int | None = Field(None, ge=1, description="Total number of trials; none: every point once.")
     lam: float = Field(0.2, ge=0, description="λ of the tradeoff metric + λ·sparsity; 0.2 is the authors'.")
     scorer: Literal["recovered", "pruned"] = "recovered"
-    margin: float = Field(
-        1.0, ge=0, description="Standard errors above the floor from which a candidate is feasible."
-    )
-    storage: str | None = Field(
-        None, description="Optuna storage URL; none: a journal in the study's folder."
-    )
+    margin: float = Field(1.0, ge=0, description="Standard errors above the floor from which a candidate is feasible.")
+    storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
@@ -143,12 +129,8 @@ class DistillationConfig(Section):
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(5.0, gt=0, description="Largest gradient norm; 5 is the authors'.")
     temperature: float = Field(1.0, gt=0)
-    hard_label_weight: float = Field(
-        0.0, ge=0, le=1, description="Weight of the gold labels' loss; 0 is the paper."
-    )
-    hidden_depths: int = Field(
-        7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper."
-    )
+    hard_label_weight: float = Field(0.0, ge=0, le=1, description="Weight of the gold labels' loss; 0 is the paper.")
+    hidden_depths: int = Field(7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper.")
     train_embeddings: bool = False
     sandwich_size: int = Field(3, ge=1, description="Candidates a step; 1 is plain distillation.")
 
@@ -161,9 +143,7 @@ class CacheConfig(Section):
     """Teacher outputs and tokenised data."""
 
     dir: Path | None = Field(None, description="None: $AUTODISC_CACHE, else ~/.cache/autodisc.")
-    max_gib: float = Field(
-        8.0, ge=0, description="Largest teacher cache; beyond it the teacher runs again. 0: never."
-    )
+    max_gib: float = Field(8.0, ge=0, description="Largest teacher cache; beyond it the teacher runs again. 0: never.")
 
 
 class RuntimeConfig(Section):
@@ -181,9 +161,7 @@ class StudyConfig(Section):
     name: str = "study"
     task: TaskConfig
     teacher: TeacherConfig
-    student_sparsity: float = Field(
-        0.9, description="Fraction of heads and of neurons that the student loses."
-    )
+    student_sparsity: float = Field(0.9, description="Fraction of heads and of neurons that the student loses.")
     search: SearchConfig = SearchConfig()
     distillation: DistillationConfig = DistillationConfig()
     baseline: BaselineConfig = BaselineConfig()
@@ -214,9 +192,7 @@ class StudyConfig(Section):
             return tuple(round(search.low + i * search.step, 6) for i in range(count))
         if search.sparsities is not None:
             return search.sparsities
-        return tuple(s for s in DEFAULT_SPARSITIES if s < self.student_sparsity) or (
-            self.student_sparsity / 2,
-        )
+        return tuple(s for s in DEFAULT_SPARSITIES if s < self.student_sparsity) or (self.student_sparsity / 2,)
 
 
 def check_sparsity(field: str, value: float, *, zero: bool = True) -> float:
@@ -254,9 +230,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_config(config: StudyConfig, path: Path) -> None:
-    path.write_text(
-        yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8"
-    )
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
 
 
 def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
@@ -265,8 +239,7 @@ def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ..
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
-        if left.get(key) != right.get(key)
-        and not any(key == name or key.startswith(name + ".") for name in ignore)
+        if left.get(key) != right.get(key) and not any(key == name or key.startswith(name + ".") for name in ignore)
     ]
 
 

@@ -82,6 +82,17 @@ class Ledger:
             self.stages[name].seconds += now - since
             self._open[-1] = (name, now)
 
+    @staticmethod
+    @contextlib.contextmanager
+    def timed() -> Iterator[Cost]:
+        """Time the body beside the stages: yields a cost whose seconds are set at the end."""
+        took = Cost()
+        since = time.perf_counter()
+        try:
+            yield took
+        finally:
+            took.seconds = time.perf_counter() - since
+
     def charge(self, name: str, cost: Cost) -> None:
         """Book work that was read from a cache at what it cost to make."""
         self.stages.setdefault(name, Cost()).add(cost)
@@ -116,12 +127,18 @@ class Ledger:
 def flop_counter() -> Any:
     """torch's FLOP counter, taught the CPU flash-attention kernels that its table lacks."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(grad, query, key, value)
 
     aten = torch.ops.aten
     custom = {
-        aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
     return FlopCounterMode(display=False, custom_mapping=custom)
 

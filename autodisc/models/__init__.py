@@ -1,0 +1,1 @@
+"""Models: loading, layouts (where each family keeps heads and neurons), pruned checkpoints."""

@@ -1,0 +1,336 @@
+"""The Python API: what each command of the CLI does, as a function of a configuration.
+
+The main path reads like the paper: rank the teacher's units, nest the candidates, recover them together once,
+let a study choose the assistant, distil teacher -> assistant -> student.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from autodisc.config import (
+    FinetuneConfig,
+    StudyConfig,
+    differences,
+    read_config,
+    write_config,
+)
+from autodisc.distillation.finetuning import finetune_classifier
+from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
+from autodisc.errors import StudyError
+from autodisc.models.checkpoints import load, save_model
+from autodisc.models.inference import forward_macs, predict
+from autodisc.models.layouts import encoder_parameters
+from autodisc.progress import Progress
+from autodisc.pruning.supernet import Supernet, extract
+from autodisc.reporting import dashboard
+from autodisc.reporting.records import latest, read_records
+from autodisc.search.assistants import run_study, search_result
+from autodisc.search.baselines import baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.storage import open_study
+from autodisc.tasks.data import Split
+from autodisc.tasks.metrics import decode
+from autodisc.workspace import (
+    Workspace,
+    disk_errors,
+    open_workspace,
+    resume_ledger,
+    save_ledger,
+)
+
+__all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
+
+CONFIG, JOURNAL, LEDGER, SUPERNET = "config.yaml", "journal.log", "ledger.json", "supernet"
+FREE = ("baseline", "cache", "name", "runtime.threads", "search.storage")  # settings that may change between calls
+FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
+
+
+def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it."""
+    settings = config.teacher.finetune or FinetuneConfig()
+    if (out / CONFIG).exists() or (out / "config.json").exists():
+        raise StudyError(f"{out}: holds a model or a study already; give another --out")
+    with disk_errors(out.parent):
+        space = open_workspace(config, progress=progress, finetune=True)
+        finetune_classifier(space.teacher, settings, space.workshop)
+        save_model(space.teacher, space.tokenizer, out)
+        result = {"path": str(out), **_evaluate(space, space.teacher, space.task.validation)}
+        space.record(out, "finetune", None, result)
+        return {**result, "cost": space.ledger.as_dict()}
+
+
+def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Choose the teacher assistant in one study; the same call again goes on where it stopped, or returns the result.
+
+    Raises StudyError when ``out`` holds a study made with another configuration.
+    """
+    with disk_errors(out):
+        _claim(config, out, FREE)
+        done = latest(read_records([out]), "search") if (out / "records").is_dir() else None
+        if done is not None:
+            return {**done.result, "cost": done.values["cost"]}
+        space = open_workspace(config, progress=progress)
+        resume_ledger(space.ledger, out / LEDGER)
+        storage = config.search.storage or str((out / JOURNAL).resolve())
+        study = open_study(
+            f"{config.name}-{config.task.name}",
+            storage,
+            seed=config.runtime.seed,
+            fingerprint={**_made_of(space), "lam": config.search.lam, "scorer": config.search.scorer},
+            metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
+        )
+        candidates = space.candidates
+        supernet = _supernet(space, out)
+        run_study(study, supernet, candidates, config.search, space.workshop)
+        save_ledger(space.ledger, out / LEDGER)
+        result = search_result(study, config.search, storage=storage)
+        space.record(out, "search", "autodisc", result)
+        dashboard.publish(storage, study.study_name, result, config.search.lam)
+        return {**result, "cost": space.ledger.as_dict()}
+
+
+def distill(study: Path, *, config: StudyConfig | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """The fixed sandwich distillation from a finished search; ``config`` overrides the study's distillation settings.
+
+    Saves assistant and student under ``study/distilled-N``. Raises StudyError when nothing feasible was found.
+    """
+    recorded = read_config(study / CONFIG) if (study / CONFIG).exists() else None
+    searched = latest(read_records([study]), "search") if recorded else None
+    if recorded is None or searched is None:
+        raise StudyError(f"{study}: holds no finished search; run 'autodisc search --out {study}' first")
+    config = config or recorded
+    chosen = searched.result["best"]
+    if chosen is None:
+        raise StudyError(
+            f"{study}: no candidate left the floor, so there is no assistant to distil through. Search again with more "
+            "--recovery-steps or larger --sparsities, or distil without: autodisc baseline --strategy direct"
+        )
+    with disk_errors(study):
+        space = open_workspace(config, progress=progress)
+        if space.teacher_fingerprint != searched.values["teacher"]["fingerprint"]:
+            raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
+        chain = chain_from(space.candidates, chosen["sparsity"], space.student)
+        space.ledger.stages.pop("importance", None)  # the search has paid for it
+        start = _supernet_saved(space, study).extract(chain[0])
+        assistant, student = distill_sandwich(
+            space.teacher, start, space.ranking(), chain, config.distillation, space.workshop
+        )
+        number = 1 + sum(1 for _ in study.glob("distilled-*"))
+        result = _distilled_result(space, assistant, student, study / f"distilled-{number}")
+        space.record(study, "distill", "autodisc", result)
+        return {**result, "cost": space.ledger.as_dict()}
+
+
+def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
+    with disk_errors(out):
+        place = out / f"baseline-{strategy}"
+        _claim(config, place, FREE_IN_BASELINE)
+        done = latest(read_records([out]), "baseline", strategy=strategy) if (out / "records").is_dir() else None
+        if done is not None:
+            return {**done.result, "cost": done.values["cost"]}
+        space = open_workspace(config, progress=progress)
+        resume_ledger(space.ledger, place / LEDGER)
+        result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
+        space.record(out, "baseline", strategy, result)
+        return {**result, "cost": space.ledger.as_dict()}
+
+
+def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progress | None = None) -> dict[str, Any]:
+    """Metrics of a saved model (``config.teacher.model``) on a split of its task."""
+    space = open_workspace(config, progress=progress)
+    return _evaluate(space, space.teacher, space.task.split(split))
+
+
+def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
+    results: dict[str, Any] = {}
+    if config.teacher.finetune is not None:
+        made = out / "teacher"
+        if not (made / "config.json").exists():
+            results["finetune"] = finetune(config, made, progress=progress)
+        config = config.model_copy(
+            update={"teacher": config.teacher.model_copy(update={"model": str(made), "finetune": None})}
+        )
+    results["search"] = search(config, out, progress=progress)
+    if results["search"]["best"] is not None:
+        done = latest(read_records([out]), "distill")
+        results["distill"] = {**done.result, "cost": done.values["cost"]} if done else distill(out, progress=progress)
+    for strategy in config.baseline.strategies:
+        results[strategy] = baseline(config, strategy, out, progress=progress)
+    return results
+
+
+def _claim(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
+    """Make ``out`` this configuration's, or raise StudyError naming what differs."""
+    path = out / CONFIG
+    if path.exists():
+        changed = differences(read_config(path), config, ignore=free)
+        if changed:
+            raise StudyError(
+                f"{out}: holds a study with another configuration ({'; '.join(changed[:4])}). "
+                "Give another --out, or the same settings."
+            )
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        write_config(config, path)
+
+
+def _made_of(space: Workspace) -> dict[str, Any]:
+    return {
+        "teacher": space.teacher_fingerprint,
+        "train": space.task.train.fingerprint,
+        "validation": space.task.validation.fingerprint,
+        "student_sparsity": space.config.student_sparsity,
+        "seed": space.config.runtime.seed,
+    }
+
+
+def _supernet(space: Workspace, out: Path) -> Supernet:
+    """The supernet that trials slice: recovered (once; found again by a resumed study), or only pruned."""
+    if (out / SUPERNET / "config.json").exists():
+        return _supernet_saved(space, out)
+    config, workshop = space.config, space.workshop
+    nested = [*space.candidates.values(), space.student]
+    if config.search.scorer == "pruned":
+        supernet = Supernet(extract(space.teacher, space.ranking(), nested[0]), space.ranking())
+    else:
+        with workshop.teacher(space.teacher, config.distillation) as outputs:
+            supernet = recover(
+                outputs,
+                space.ranking(),
+                nested,
+                steps=recovery_steps(config.search.recovery, config.distillation, space.task),
+                recovery=config.search.recovery,
+                distillation=config.distillation,
+                workshop=workshop,
+            )
+    save_model(supernet.extract(nested[0]), None, out / SUPERNET)
+    save_ledger(space.ledger, out / LEDGER)
+    return supernet
+
+
+def _supernet_saved(space: Workspace, out: Path) -> Supernet:
+    model = load(out / SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
+    return Supernet(model, space.ranking())
+
+
+def _evaluate(space: Workspace, model: PreTrainedModel, split: Split) -> dict[str, Any]:
+    task = space.task
+    predictions = decode(predict(model, split, task=task, runtime=space.workshop.runtime), task.kind)
+    return {
+        "metric": task.metric.score(predictions, split.labels),
+        "metrics": task.metric.components(predictions, split.labels),
+        "floor": task.metric.floor(split.labels),
+        "standard_error": task.metric.standard_error(predictions, split.labels, space.config.runtime.seed),
+        "examples": len(split),
+        "split": task.final_name if split is task.final else split.name,
+    }
+
+
+def _size(model: PreTrainedModel) -> dict[str, int]:
+    return {"params": encoder_parameters(model), "macs": forward_macs(model)}
+
+
+def _save(space: Workspace, distilled: Distilled, path: Path) -> dict[str, Any]:
+    save_model(distilled.model, space.tokenizer, path)
+    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **_size(distilled.model)}
+
+
+def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
+    task = space.task
+    with space.ledger.stage("final evaluation"):
+        final = _evaluate(space, student.model, task.final)
+        extra = {name: _evaluate(space, student.model, split) for name, split in task.extra.items()}
+    teacher = {
+        "metric": _evaluate(space, space.teacher, task.final)["metric"],
+        "validation_metric": _evaluate(space, space.teacher, task.validation)["metric"],
+        **_size(space.teacher),
+    }
+    return {
+        "assistant": {**_save(space, assistant, folder / "assistant"), "metric": assistant.metric},
+        "student": {
+            **_save(space, student, folder / "student"),
+            **final,
+            "validation_metric": student.metric,
+            "extra": extra,
+        },
+        "teacher": teacher,
+    }
+
+
+def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
+    storage = str((place / JOURNAL).resolve())
+    study = open_study(
+        f"{space.config.name}-{space.config.task.name}-maxidisc",
+        storage,
+        seed=space.config.runtime.seed,
+        fingerprint=_made_of(space),
+        metric_name=f"student's {space.task.metric.name}",
+    )
+
+    def keep(assistant: Distilled, student: Distilled) -> None:
+        _save(space, assistant, place / "assistant")
+        _save(space, student, place / "student")
+
+    def settled() -> None:
+        save_ledger(space.ledger, place / LEDGER)
+
+    run_maxidisc(
+        study,
+        space.teacher,
+        space.ranking(),
+        space.candidates,
+        space.student,
+        space.config.distillation,
+        space.workshop,
+        keep,
+        settled,
+    )
+    result = baseline_result(study, storage=storage)
+    best = result["best"]
+    if best is not None:
+        best |= _final(space, load(place / "student"), place / "student")
+    return {"strategy": "maxidisc", **result}
+
+
+def _direct(space: Workspace, place: Path) -> dict[str, Any]:
+    student = distill_direct(
+        space.teacher,
+        space.ranking(),
+        space.candidates,
+        space.student,
+        space.config.distillation,
+        space.workshop,
+    )
+    _save(space, student, place / "student")
+    spent = space.ledger.total
+    trial = {
+        "number": 0,
+        "state": "COMPLETE",
+        "sparsity": None,
+        "assistant_metric": None,
+        "student_metric": student.metric,
+        "seconds": spent.seconds,
+        "flops": spent.flops,
+    }
+    best = {**trial, **_final(space, student.model, place / "student")}
+    return {"strategy": "direct", "best": best, "trials": [trial], "storage": None, "study": None}
+
+
+def _final(space: Workspace, model: PreTrainedModel, path: Path) -> dict[str, Any]:
+    """The best student's figure on the final split, and its size."""
+    model.to(space.workshop.runtime.device)  # type: ignore[arg-type]
+    with space.ledger.stage("final evaluation"):
+        final = _evaluate(space, model, space.task.final)
+    return {
+        "final_metric": final["metric"],
+        "metrics": final["metrics"],
+        "split": final["split"],
+        "standard_error": final["standard_error"],
+        "path": str(path),
+        **_size(model),
+    }

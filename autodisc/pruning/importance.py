@@ -1,0 +1,128 @@
+"""Rank heads and neurons by the harm that removing them would do.
+
+importance(unit) = Σ over examples |∂loss/∂mask(unit)|, L2-normalised per layer  (Michel et al. 2019; arXiv:2205.14570)
+
+One round ranks everything on the full model (the paper). Several rounds remove a part, then estimate again on
+what remains; the removal order gives the nesting. Training examples only, with gold labels; no training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from autodisc.config import ImportanceConfig
+from autodisc.costs import Ledger
+from autodisc.errors import TrainingError
+from autodisc.models.checkpoints import Kept
+from autodisc.models.layouts import blocks
+from autodisc.progress import Progress, Silent
+from autodisc.pruning.candidates import Ranking, Unit
+from autodisc.pruning.masks import masked
+from autodisc.pruning.surgery import keep
+from autodisc.runtime import Runtime
+from autodisc.tasks.batches import batches, number_of_batches
+from autodisc.tasks.data import Split, Task
+
+LAST_ROUND = 0.95  # sparsity after which several rounds stop estimating again: too little is left to tell apart
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Per layer, tensors (H,) and (N,): fp32, not negative, L2 norm 1 in each layer that has units."""
+
+    heads: tuple[torch.Tensor, ...]
+    neurons: tuple[torch.Tensor, ...]
+
+
+def estimate_importance(
+    model: PreTrainedModel, split: Split, *, task: Task, runtime: Runtime, batch_size: int, ledger: Ledger
+) -> Importance:
+    """Importance of the units that ``model`` still has, over all of ``split``; raises TrainingError on NaN."""
+    layers = blocks(model)
+    sums = [[torch.zeros(n) for n in counts] for counts in ([b.heads for b in layers], [b.neurons for b in layers])]
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    kind = ("importance", tuple((block.heads, block.neurons) for block in layers))
+    model.eval()
+    try:
+        for parameter, _ in frozen:
+            parameter.requires_grad_(False)  # only the masks' gradients: two thirds of a training step
+        for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
+            batch = batch.to(runtime.device)
+            B = len(batch.rows)
+            ones = [
+                [torch.ones(B, n.numel(), device=runtime.device, requires_grad=True) for n in units] for units in sums
+            ]
+            with ledger.count(kind, batch.padded_tokens):
+                with masked(model, *ones), runtime.autocast():
+                    logits = model(**batch.inputs).logits.float()
+                loss = _loss(logits, batch.labels, task)  # a sum, so that a gradient is one example's own
+                if not torch.isfinite(loss):
+                    raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
+                loss.backward()
+            for units, masks in zip(sums, ones, strict=True):
+                for total, mask in zip(units, masks, strict=True):
+                    if mask.grad is not None:  # a layer without heads passes no gradient
+                        total += mask.grad.abs().sum(0).cpu()
+    finally:
+        for parameter, required in frozen:
+            parameter.requires_grad_(required)
+    heads, neurons = (tuple(_normalise(total) for total in units) for units in sums)
+    return Importance(heads, neurons)
+
+
+def rank_units(
+    teacher: PreTrainedModel,
+    task: Task,
+    config: ImportanceConfig,
+    *,
+    runtime: Runtime,
+    ledger: Ledger | None = None,
+    progress: Progress | None = None,
+) -> Ranking:
+    """Removal orders of the teacher's units, in ``config.rounds`` rounds of estimation."""
+    ledger, progress = ledger or Ledger(), progress or Silent()
+    count = min(config.examples, len(task.train))
+    rows = runtime.generator("importance").choice(len(task.train), count, replace=False)
+    sample = task.train.select(np.sort(rows))
+    kept = Kept.of(teacher.config)
+    left = [[(layer, i) for layer, own in enumerate(k) for i in own] for k in (kept.heads, kept.neurons)]
+    totals = [len(units) for units in left]
+    removed: list[list[Unit]] = [[], []]
+    model = teacher
+    steps = config.rounds * number_of_batches(sample, config.batch_size)
+    with ledger.stage("importance"), progress.stage("importance", steps) as bar:
+        for round_number in range(config.rounds):
+            found = estimate_importance(
+                model, sample, task=task, runtime=runtime, batch_size=config.batch_size, ledger=ledger
+            )
+            last = round_number == config.rounds - 1
+            reached = LAST_ROUND * (round_number + 1) / config.rounds
+            for which, tensors in enumerate((found.heads, found.neurons)):
+                scores = torch.cat(tensors).tolist()
+                order = sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+                drop = len(order) if last else round(reached * totals[which]) - len(removed[which])
+                removed[which] += [left[which][i] for i in order[:drop]]
+                left[which] = sorted(left[which][i] for i in order[drop:])
+            if not last:
+                model = keep(teacher, Kept(*(_by_layer(units, len(kept.heads)) for units in left)))
+            bar.advance(number_of_batches(sample, config.batch_size))
+    return Ranking(tuple(removed[0]), tuple(removed[1]), layers=len(kept.heads))
+
+
+def _loss(logits: torch.Tensor, labels: torch.Tensor, task: Task) -> torch.Tensor:
+    if task.kind == "regression":
+        return torch.nn.functional.mse_loss(logits[:, 0], labels.float(), reduction="sum")
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def _normalise(total: torch.Tensor) -> torch.Tensor:
+    return total / total.norm().clamp_min(torch.finfo(total.dtype).tiny)
+
+
+def _by_layer(units: Sequence[Unit], layers: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(index for own, index in units if own == layer) for layer in range(layers))

@@ -1,0 +1,194 @@
+"""What a command opens before it works, and how its partial results are kept: between the stages and the commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import joblib
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from autodisc.config import StudyConfig
+from autodisc.costs import Cost, Ledger
+from autodisc.distillation.schedule import Workshop
+from autodisc.errors import AutodiscError, ModelError
+from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer
+from autodisc.progress import Progress, Silent
+from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
+from autodisc.pruning.importance import rank_units
+from autodisc.reporting.records import environment, write_record
+from autodisc.runtime import make_runtime, seeded
+from autodisc.tasks.data import Task, load_task
+
+SET_UP = "set-up"
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A task, a teacher, and everything that measuring with them needs."""
+
+    config: StudyConfig
+    task: Task
+    teacher: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    workshop: Workshop
+    teacher_fingerprint: str
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ledger(self) -> Ledger:
+        return self.workshop.ledger
+
+    @property
+    def candidates(self) -> dict[float, Candidate]:
+        """Every teacher assistant that the study may choose, the largest first."""
+        return nested_candidates(self.ranking(), self.config.assistant_sparsities)
+
+    @property
+    def student(self) -> Candidate:
+        return candidate(self.ranking(), self.config.student_sparsity)
+
+    def ranking(self) -> Ranking:
+        """The removal orders of the teacher's units; kept in the cache, and charged as if made."""
+        if "ranking" in self.extra:
+            return self.extra["ranking"]
+        runtime, importance = self.workshop.runtime, self.config.search.importance
+        made_of = [
+            self.teacher_fingerprint,
+            self.task.train.fingerprint,
+            importance.model_dump(),
+            (runtime.seed, runtime.precision, runtime.device.type, runtime.threads),
+        ]
+        path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
+        if path.exists():
+            stored = json.loads(path.read_text())
+            orders = ([tuple(unit) for unit in stored[kind]] for kind in ("heads", "neurons"))
+            heads, neurons = orders
+            ranking = Ranking(tuple(heads), tuple(neurons), stored["layers"])
+            self.ledger.charge("importance", Cost(**stored["cost"]))
+        else:
+            ranking = rank_units(
+                self.teacher,
+                self.task,
+                importance,
+                runtime=runtime,
+                ledger=self.ledger,
+                progress=self.workshop.progress,
+            )
+            write_json(path, {**asdict(ranking), "cost": vars(self.ledger.stages["importance"])})
+        self.extra["ranking"] = ranking
+        return ranking
+
+    def record(self, out: Path, kind: str, strategy: str | None, result: dict[str, Any]) -> Path:
+        """Write what this run computed, once, under ``out/records``."""
+        return write_record(
+            out,
+            {
+                "kind": kind,
+                "strategy": strategy,
+                "config": self.config.model_dump(mode="json"),
+                "task": describe_task(self.task),
+                "teacher": {"model": self.config.teacher.model, "fingerprint": self.teacher_fingerprint},
+                "environment": self.environment(),
+                "seed": self.config.runtime.seed,
+                "result": result,
+                "cost": self.ledger.as_dict(),
+                "curves": self.workshop.curves,
+            },
+        )
+
+    def environment(self) -> dict[str, Any]:
+        runtime = self.workshop.runtime
+        return environment(device=str(runtime.device), precision=runtime.precision, threads=runtime.threads)
+
+
+def open_workspace(
+    config: StudyConfig, *, progress: Progress | None = None, ledger: Ledger | None = None, finetune: bool = False
+) -> Workspace:
+    """Load teacher, tokenizer and task. With ``finetune`` the model gets a new head for the task's classes."""
+    progress, ledger = progress or Silent(), ledger or Ledger()
+    runtime = make_runtime(config.runtime)
+    cache = cache_folder(config)
+    name = config.teacher.model
+    with ledger.stage(SET_UP), progress.stage(SET_UP, None):
+        tokenizer = load_tokenizer(name)
+        labels = None if finetune else label_names(load_model_config(name))
+        task = load_task(
+            config.task, tokenizer, seed=runtime.seed, cache_dir=cache / "data", label_names=labels, progress=progress
+        )
+        with seeded(runtime.seed):  # a new head starts from the seed
+            teacher = load_model(name, num_labels=task.num_labels if finetune else None)
+        if finetune and task.label_names is not None:
+            teacher.config.id2label = dict(enumerate(task.label_names))
+            teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
+        if teacher.config.num_labels != task.num_labels:
+            raise ModelError(
+                f"teacher: {name} has {teacher.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}; "
+                "give a teacher that was fine-tuned on this task"
+            )
+        teacher.to(runtime.device)  # type: ignore[arg-type]
+        workshop = Workshop(task, runtime, cache, config.cache.max_gib, ledger, progress)
+        return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
+
+
+def label_names(config: Any) -> tuple[str, ...] | None:
+    """The classes of a classifier in its own order; None for a regression."""
+    return tuple(config.id2label[i] for i in range(config.num_labels)) if config.num_labels > 1 else None
+
+
+def describe_task(task: Task) -> dict[str, Any]:
+    splits = {"train": task.train, "validation": task.validation, "final": task.final, **task.extra}
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "metric": task.metric.name,
+        "final_split": task.final_name,
+        "examples": {name: len(split) for name, split in splits.items()},
+        "tokens": {name: int(split.tokens) for name, split in splits.items()},
+        "fingerprints": {name: split.fingerprint for name, split in splits.items()},
+    }
+
+
+def cache_folder(config: StudyConfig) -> Path:
+    if config.cache.dir is not None:
+        return config.cache.dir
+    return Path(os.environ.get("AUTODISC_CACHE") or Path.home() / ".cache" / "autodisc")
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Write under a temporary name, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(values), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def save_ledger(ledger: Ledger, path: Path) -> None:
+    """Keep what was spent so far, so that a resumed run counts it too."""
+    write_json(path, {name: vars(cost) for name, cost in ledger.stages.items()})
+
+
+def resume_ledger(ledger: Ledger, path: Path) -> None:
+    if path.exists():
+        for name, cost in json.loads(path.read_text()).items():
+            ledger.charge(name, Cost(**cost))
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full or read-only disk becomes one line that names the folder."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise AutodiscError(
+            f"{folder}: cannot be written ({error.strerror or error}); what was finished is kept, "
+            "free some space or give another folder, and run the same command again"
+        ) from error
