@@ -220,7 +220,10 @@ def _supernet_saved(space: Workspace, out: Path) -> Supernet:
 
 def _evaluate(space: Workspace, model: PreTrainedModel, split: Split) -> dict[str, Any]:
     task = space.task
-    predictions = decode(predict(model, split, task=task, runtime=space.workshop.runtime), task.kind)
+    logits = predict(
+        model, split, task=task, runtime=space.workshop.runtime, ledger=space.ledger, kind=tuple(_size(model).items())
+    )
+    predictions = decode(logits, task.kind)
     return {
         "metric": task.metric.score(predictions, split.labels),
         "metrics": task.metric.components(predictions, split.labels),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import itertools
 import shutil
 from collections.abc import Iterator, Sequence
@@ -34,6 +35,7 @@ from autodisc.models.layouts import base_shape, blocks, layout_of
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
+PACKAGE = "package:"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def load_model(name: str | Path, *, num_labels: int | None = None) -> PreTrained
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, not a classifier).
     """
+    name = resolve(name)
     config = load_model_config(name)
     layout_of(config)
     with _quiet(), _explained(name):
@@ -147,11 +150,13 @@ def load(path: str | Path) -> PreTrainedModel:
 
 def load_model_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
+    name = resolve(name)
     with _explained(name):
         return AutoConfig.from_pretrained(name)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    name = resolve(name)
     with _quiet(), _explained(name):
         return AutoTokenizer.from_pretrained(name)
 
@@ -179,9 +184,10 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        model.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
+        with _quiet():
+            model.save_pretrained(partial)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(partial)
         if (path / WEIGHTS).exists():
             shutil.rmtree(path)
         elif path.exists():
@@ -201,6 +207,17 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     digest.update(repr(getattr(model.config, "autodisc", None)).encode())
     return digest.hexdigest()
+
+
+def resolve(name: str | Path) -> str | Path:
+    """A folder inside an installed package for ``package:name/folder``; anything else as it is."""
+    if not str(name).startswith(PACKAGE):
+        return name
+    package, _, folder = str(name).removeprefix(PACKAGE).partition("/")
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError(f"{name}: package '{package}' is not installed; for the demo: pip install 'autodisc[demo]'")
+    return Path(found.submodule_search_locations[0]) / folder
 
 
 @contextlib.contextmanager

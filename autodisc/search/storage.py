@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any
     The TPE sampler's seed advances with the finished trials: a sampler made again from the same seed would
     repeat its first points.
     """
-    with quiet_optuna():
+    with quiet_optuna(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
         opened = open_storage(storage)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
