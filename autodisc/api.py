@@ -12,6 +12,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from autodisc.config import (
+    CONFIG,
+    JOURNAL,
     FinetuneConfig,
     StudyConfig,
     differences,
@@ -43,7 +45,7 @@ from autodisc.workspace import (
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
 
-CONFIG, JOURNAL, LEDGER, SUPERNET = "config.yaml", "journal.log", "ledger.json", "supernet"
+LEDGER, SUPERNET = "ledger.json", "supernet"
 FREE = ("baseline", "cache", "name", "runtime.threads", "search.storage")  # settings that may change between calls
 FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
 
@@ -68,11 +70,12 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
     Raises StudyError when ``out`` holds a study made with another configuration.
     """
     with disk_errors(out):
-        _claim(config, out, FREE)
+        _refuse_another(config, out, FREE)
         done = latest(read_records([out]), "search") if (out / "records").is_dir() else None
         if done is not None:
             return {**done.result, "cost": done.values["cost"]}
         space = open_workspace(config, progress=progress)
+        _claim(config, out)  # only now: a mistake in the data or the teacher leaves nothing behind
         resume_ledger(space.ledger, out / LEDGER)
         storage = config.search.storage or str((out / JOURNAL).resolve())
         study = open_study(
@@ -128,11 +131,12 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
     with disk_errors(out):
         place = out / f"baseline-{strategy}"
-        _claim(config, place, FREE_IN_BASELINE)
+        _refuse_another(config, place, FREE_IN_BASELINE)
         done = latest(read_records([out]), "baseline", strategy=strategy) if (out / "records").is_dir() else None
         if done is not None:
             return {**done.result, "cost": done.values["cost"]}
         space = open_workspace(config, progress=progress)
+        _claim(config, place)
         resume_ledger(space.ledger, place / LEDGER)
         result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
         space.record(out, "baseline", strategy, result)
@@ -164,8 +168,8 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
     return results
 
 
-def _claim(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
-    """Make ``out`` this configuration's, or raise StudyError naming what differs."""
+def _refuse_another(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
+    """Raise StudyError naming what differs, where ``out`` holds a study with another configuration."""
     path = out / CONFIG
     if path.exists():
         changed = differences(read_config(path), config, ignore=free)
@@ -174,9 +178,13 @@ def _claim(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
                 f"{out}: holds a study with another configuration ({'; '.join(changed[:4])}). "
                 "Give another --out, or the same settings."
             )
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        write_config(config, path)
+
+
+def _claim(config: StudyConfig, out: Path) -> None:
+    """Make ``out`` this configuration's."""
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / CONFIG).exists():
+        write_config(config, out / CONFIG)
 
 
 def _made_of(space: Workspace) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from autodisc.errors import ConfigError
 MetricName = Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 Strategy = Literal["maxidisc", "direct"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
+CONFIG, JOURNAL = "config.yaml", "journal.log"  # in a study's folder: its configuration, its Optuna storage
 DOCSTRINGS = "docstrings"  # the embedded task: which installed library is this docstring sentence from?
 
 

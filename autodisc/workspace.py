@@ -183,7 +183,6 @@ def resume_ledger(ledger: Ledger, path: Path) -> None:
 def disk_errors(folder: Path) -> Iterator[None]:
     """A full or read-only disk becomes one line that names the folder."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         if isinstance(error, FileNotFoundError):

@@ -81,7 +81,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
         raise ValueError(f"record of kind {values.get('kind')!r}: missing {missing}")
     stamp = _utc(created).strftime("%Y%m%dT%H%M%S.%fZ")
     name = "-".join(part for part in (values["kind"], values["strategy"], stamp) if part)
-    text = json.dumps(_plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(plain(values), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     path = folder / "records" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -174,11 +174,12 @@ def _utc(text: str) -> datetime:
     return moment.replace(tzinfo=timezone.utc) if moment.tzinfo is None else moment.astimezone(timezone.utc)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` as strict JSON can say it: numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "item"):  # a numpy or torch scalar

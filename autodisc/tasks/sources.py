@@ -33,10 +33,10 @@ def read_splits(config: TaskConfig, cache_dir: Path, progress: Progress) -> dict
     """The raw splits by name: train, validation, and those of `OPTIONAL` that exist."""
     with quiet_datasets():
         if config.data is not None:
-            return _read_folder(config.data, config.name, cache_dir)
+            return _read_files(find_files(config.data, config.name), cache_dir)
         if config.name == DOCSTRINGS:
             folder = docstrings.write_corpus(cache_dir, progress=progress)
-            return _read_folder(folder, config.name, cache_dir)
+            return _read_files(find_files(folder, config.name), cache_dir)
         if config.name in GLUE:
             return _read_hub(config.name, cache_dir)
     raise unknown_task(config.name)
@@ -64,7 +64,8 @@ def quiet_datasets() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
-def _read_folder(folder: Path, task: str, cache_dir: Path) -> dict[str, Dataset]:
+def find_files(folder: Path, task: str) -> dict[str, Path]:
+    """The file of each split of a task's folder, none of them opened; DataError where one is missing."""
     if not folder.is_dir():
         what = "a file" if folder.exists() else "missing"
         raise DataError(f"--data {folder}: {what}; expected a folder with train and validation as {_formats()}")
@@ -79,6 +80,10 @@ def _read_folder(folder: Path, task: str, cache_dir: Path) -> dict[str, Dataset]
         elif split in REQUIRED:
             here = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
             raise DataError(f"{folder}: no {split} file ({_formats()}); the folder holds: {here}")
+    return files
+
+
+def _read_files(files: dict[str, Path], cache_dir: Path) -> dict[str, Dataset]:
     return {split: _read_file(path, split, cache_dir) for split, path in files.items()}
 
 
