@@ -64,9 +64,10 @@ class TeacherConfig(Section):
 class ImportanceConfig(Section):
     """Σ over batches of |∂loss/∂mask| on training examples."""
 
-    examples: int = Field(512, ge=1, description="Training examples a round; 512 is also the peer's figure.")
+    examples: int = Field(512, ge=1, description="Training examples a round, the same in each.")
     rounds: int = Field(8, ge=1, description="1 is the paper; more re-estimate on what remains.")
     batch_size: int = Field(32, ge=1)
+    normalise: bool = Field(False, description="L2 per layer before ranking, as the paper does in its one round.")
 
 
 class RecoveryConfig(Section):

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from autodisc.config import FinetuneConfig
-from autodisc.distillation.losses import Totals, label_loss
+from autodisc.distillation.losses import Totals
 from autodisc.distillation.schedule import VALIDATION, Workshop
 from autodisc.distillation.training import Term, TrainingSettings, TrainingState, steps_for, train
 from autodisc.models.inference import predict
+from autodisc.models.losses import label_loss
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.metrics import decode

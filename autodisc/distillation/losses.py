@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from autodisc.config import DistillationConfig
+from autodisc.models.losses import label_loss
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,6 @@ def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature
     """Cross-entropy of (B, V) logits against the teacher's distribution, both at ``temperature``."""
     target = F.softmax(teacher / temperature, dim=-1)
     return -(target * F.log_softmax(student / temperature, dim=-1)).sum() * temperature**2 / examples
-
-
-def label_loss(logits: torch.Tensor, labels: torch.Tensor, examples: int) -> torch.Tensor:
-    """Cross-entropy with gold classes (int64), or squared error with gold values (float)."""
-    if labels.is_floating_point():
-        return F.mse_loss(logits[:, 0], labels, reduction="sum") / examples
-    return F.cross_entropy(logits, labels, reduction="sum") / examples
 
 
 def distillation_loss(

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 from autodisc.costs import Ledger
 from autodisc.distillation.losses import Totals
 from autodisc.errors import TrainingError
+from autodisc.models.attention import trainable_attention
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, seeded
 from autodisc.tasks.batches import Batch, batches, number_of_batches
@@ -99,7 +100,12 @@ def train(
     order = runtime.generator(stage, "order")
     draws = runtime.generator(stage, "draws")
     a_pass = number_of_batches(split, settings.batch_size)
-    with seeded(runtime.seed), ledger.stage(stage), progress.stage(stage, settings.steps) as bar:
+    with (
+        seeded(runtime.seed),
+        trainable_attention(model, runtime),
+        ledger.stage(stage),
+        progress.stage(stage, settings.steps) as bar,
+    ):
         while state.step < settings.steps:
             passed = batches(split, batch_size=settings.batch_size, pad_token_id=task.pad_token_id, generator=order)
             model.train(settings.dropout)  # each pass anew: evaluation switches it off

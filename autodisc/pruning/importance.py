@@ -1,9 +1,10 @@
 """Rank heads and neurons by the harm that removing them would do.
 
-importance(unit) = Σ over examples |∂loss/∂mask(unit)|, L2-normalised per layer  (Michel et al. 2019; arXiv:2205.14570)
+importance(unit) = Σ over batches |∂loss/∂mask(unit)|        (Michel et al. 2019; arXiv:2205.14570)
 
-One round ranks everything on the full model (the paper). Several rounds remove a part, then estimate again on
-what remains; the removal order gives the nesting. Training examples only, with gold labels; no training.
+The paper L2-normalises it per layer and ranks everything once, on the full model. Several rounds remove a part,
+then estimate again on what remains; the removal order gives the nesting. Measured without normalisation, several
+rounds lose far less (benchmarks/README.md), so both are settings. Training examples and gold labels; no training.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from transformers import PreTrainedModel
 from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
+from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
+from autodisc.models.losses import label_loss
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
 from autodisc.pruning.masks import masked
@@ -33,14 +36,14 @@ LAST_ROUND = 0.95  # sparsity after which several rounds stop estimating again: 
 
 @dataclass(frozen=True)
 class Importance:
-    """Per layer, tensors (H,) and (N,): fp32, not negative, L2 norm 1 in each layer that has units."""
+    """Per layer, tensors (H,) and (N,): fp32, not negative."""
 
     heads: tuple[torch.Tensor, ...]
     neurons: tuple[torch.Tensor, ...]
 
 
 def estimate_importance(
-    model: PreTrainedModel, split: Split, *, task: Task, runtime: Runtime, batch_size: int, ledger: Ledger
+    model: PreTrainedModel, split: Split, config: ImportanceConfig, *, task: Task, runtime: Runtime, ledger: Ledger
 ) -> Importance:
     """Importance of the units that ``model`` still has, over all of ``split``; raises TrainingError on NaN."""
     layers = blocks(model)
@@ -51,27 +54,28 @@ def estimate_importance(
     try:
         for parameter, _ in frozen:
             parameter.requires_grad_(False)  # only the masks' gradients: two thirds of a training step
-        for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
+        for batch in batches(split, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=None):
             batch = batch.to(runtime.device)
-            B = len(batch.rows)
             ones = [
-                [torch.ones(B, n.numel(), device=runtime.device, requires_grad=True) for n in units] for units in sums
+                [torch.ones_like(total, device=runtime.device, requires_grad=True) for total in units] for units in sums
             ]
             with ledger.count(kind, batch.padded_tokens):
-                with masked(model, *ones), runtime.autocast():
+                with masked(model, *ones), trainable_attention(model, runtime), runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
-                loss = _loss(logits, batch.labels, task)  # a sum, so that a gradient is one example's own
+                loss = label_loss(logits, batch.labels, len(batch.rows))
                 if not torch.isfinite(loss):
                     raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
                 loss.backward()
             for units, masks in zip(sums, ones, strict=True):
                 for total, mask in zip(units, masks, strict=True):
                     if mask.grad is not None:  # a layer without heads passes no gradient
-                        total += mask.grad.abs().sum(0).cpu()
+                        total += mask.grad.abs().cpu()
     finally:
         for parameter, required in frozen:
             parameter.requires_grad_(required)
-    heads, neurons = (tuple(_normalise(total) for total in units) for units in sums)
+    if config.normalise:
+        sums = [[_normalise(total) for total in units] for units in sums]
+    heads, neurons = (tuple(units) for units in sums)
     return Importance(heads, neurons)
 
 
@@ -97,9 +101,7 @@ def rank_units(
     steps = config.rounds * number_of_batches(sample, config.batch_size)
     with ledger.stage("importance"), progress.stage("importance", steps) as bar:
         for round_number in range(config.rounds):
-            found = estimate_importance(
-                model, sample, task=task, runtime=runtime, batch_size=config.batch_size, ledger=ledger
-            )
+            found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger)
             last = round_number == config.rounds - 1
             reached = LAST_ROUND * (round_number + 1) / config.rounds
             for which, tensors in enumerate((found.heads, found.neurons)):
@@ -112,12 +114,6 @@ def rank_units(
                 model = keep(teacher, Kept(*(_by_layer(units, len(kept.heads)) for units in left)))
             bar.advance(number_of_batches(sample, config.batch_size))
     return Ranking(tuple(removed[0]), tuple(removed[1]), layers=len(kept.heads))
-
-
-def _loss(logits: torch.Tensor, labels: torch.Tensor, task: Task) -> torch.Tensor:
-    if task.kind == "regression":
-        return torch.nn.functional.mse_loss(logits[:, 0], labels.float(), reduction="sum")
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def _normalise(total: torch.Tensor) -> torch.Tensor:
