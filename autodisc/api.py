@@ -39,13 +39,15 @@ from autodisc.workspace import (
     Workspace,
     disk_errors,
     open_workspace,
+    read_ranking,
     resume_ledger,
     save_ledger,
+    write_ranking,
 )
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
 
-LEDGER, SUPERNET = "ledger.json", "supernet"
+LEDGER, SUPERNET, RANKING = "ledger.json", "supernet", "ranking.json"
 FREE = ("baseline", "cache", "name", "runtime.threads", "search.storage")  # settings that may change between calls
 FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
 
@@ -77,6 +79,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         space = open_workspace(config, progress=progress)
         _claim(config, out)  # only now: a mistake in the data or the teacher leaves nothing behind
         resume_ledger(space.ledger, out / LEDGER)
+        _keep_ranking(space, out)
         storage = config.search.storage or str((out / JOURNAL).resolve())
         study = open_study(
             f"{config.name}-{config.task.name}",
@@ -115,8 +118,8 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
         space = open_workspace(config, progress=progress)
         if space.teacher_fingerprint != searched.values["teacher"]["fingerprint"]:
             raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
+        _keep_ranking(space, study)
         chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        space.ledger.stages.pop("importance", None)  # the search has paid for it
         start = _supernet_saved(space, study).extract(chain[0])
         assistant, student = distill_sandwich(
             space.teacher, start, space.ranking(), chain, config.distillation, space.workshop
@@ -216,9 +219,19 @@ def _supernet(space: Workspace, out: Path) -> Supernet:
                 distillation=config.distillation,
                 workshop=workshop,
             )
+    write_ranking(out / RANKING, space.ranking(), space.ledger.stages["importance"])
     save_model(supernet.extract(nested[0]), None, out / SUPERNET)
     save_ledger(space.ledger, out / LEDGER)
     return supernet
+
+
+def _keep_ranking(space: Workspace, out: Path) -> None:
+    """The order that the supernet in ``out`` was cut by: other training rows or another seed rank otherwise.
+
+    It is not charged again: the ledger that was kept beside it holds what it cost.
+    """
+    if (out / SUPERNET / "config.json").exists():
+        space.extra["ranking"], _ = read_ranking(out / RANKING)
 
 
 def _supernet_saved(space: Workspace, out: Path) -> Supernet:

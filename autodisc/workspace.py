@@ -66,11 +66,8 @@ class Workspace:
         ]
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
         if path.exists():
-            stored = json.loads(path.read_text())
-            orders = ([tuple(unit) for unit in stored[kind]] for kind in ("heads", "neurons"))
-            heads, neurons = orders
-            ranking = Ranking(tuple(heads), tuple(neurons), stored["layers"])
-            self.ledger.charge("importance", Cost(**stored["cost"]))
+            ranking, cost = read_ranking(path)
+            self.ledger.charge("importance", cost)
         else:
             ranking = rank_units(
                 self.teacher,
@@ -80,7 +77,7 @@ class Workspace:
                 ledger=self.ledger,
                 progress=self.workshop.progress,
             )
-            write_json(path, {**asdict(ranking), "cost": vars(self.ledger.stages["importance"])})
+            write_ranking(path, ranking, self.ledger.stages["importance"])
         self.extra["ranking"] = ranking
         return ranking
 
@@ -166,6 +163,17 @@ def write_json(path: Path, values: Any) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(values), encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:
+    write_json(path, {**asdict(ranking), "cost": vars(cost)})
+
+
+def read_ranking(path: Path) -> tuple[Ranking, Cost]:
+    """The removal orders, and what it cost to find them."""
+    stored = json.loads(path.read_text())
+    heads, neurons = (tuple(tuple(unit) for unit in stored[kind]) for kind in ("heads", "neurons"))
+    return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
 
 
 def save_ledger(ledger: Ledger, path: Path) -> None:
