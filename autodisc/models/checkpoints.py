@@ -127,14 +127,15 @@ def load_model(name: str | Path, *, num_labels: int | None = None) -> PreTrained
             name, config=config, dtype=torch.float32, output_loading_info=True
         )
     fresh = sorted(str(key) for key in report["missing_keys"])
+    # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
+    body = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
+    if body:
+        raise CheckpointError(f"{name}: the weights lack {', '.join(body[:3])}; the file is damaged or incomplete")
     if fresh and num_labels is None:
         raise CheckpointError(
             f"{name}: not a fine-tuned classifier, its weights lack {', '.join(fresh[:3])}."
             " Run 'autodisc finetune' first."
         )
-    backbone = [key for key in fresh if "encoder" in key or "layer" in key]
-    if backbone:
-        raise CheckpointError(f"{name}: the weights lack {', '.join(backbone[:3])}; the file is damaged or incomplete")
     return model.eval()
 
 
@@ -178,24 +179,41 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
 
     A model that is there is replaced; raises CheckpointError where a folder holds anything else.
     """
-    if path.exists() and not (path / WEIGHTS).exists() and any(path.iterdir()):
-        raise CheckpointError(f"{path}: holds other files; give an empty or a new folder")
-    partial = path.with_name(path.name + ".partial")
+    partial, former = path.with_name(path.name + ".partial"), path.with_name(path.name + ".former")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         with _quiet():
-            model.save_pretrained(partial)
+            try:
+                model.save_pretrained(partial)
+            except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
+                raise OSError(f"{path / WEIGHTS}: cannot be written ({_one_line(error, 160)})") from error
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
-        if (path / WEIGHTS).exists():
-            shutil.rmtree(path)
-        elif path.exists():
-            path.rmdir()  # only an empty folder may be replaced
-        partial.rename(path)
+        _replace(path, partial, former)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _replace(path: Path, partial: Path, former: Path) -> None:
+    """Put ``partial`` in the place of ``path``, which keeps its model until then."""
+    if not path.exists():
+        partial.rename(path)
+        return
+    ours = {file.name for file in partial.iterdir()} if (path / WEIGHTS).exists() else set()
+    others = [file.name for file in path.iterdir() if file.name not in ours] if path.is_dir() else [path.name]
+    if others:
+        raise CheckpointError(f"{path}: holds other files ({', '.join(others[:3])}); give an empty or a new folder")
+    shutil.rmtree(former, ignore_errors=True)
+    path.rename(former)
+    try:
+        partial.rename(path)
+    except BaseException:
+        if not path.exists():
+            former.rename(path)
+        raise
+    shutil.rmtree(former, ignore_errors=True)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

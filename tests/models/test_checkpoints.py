@@ -1,0 +1,281 @@
+"""A saved model is the model; anything that does not fit is one clear line, never a re-initialised weight."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import autodisc
+from autodisc.errors import CheckpointError, ModelError, UserError
+from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, save_model
+from autodisc.models.layouts import LAYOUTS
+from autodisc.pruning.candidates import Candidate
+from autodisc.pruning.supernet import Supernet, extract
+
+UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
+EMPTY = Candidate(0.9, heads=(0, 0, 1), neurons=(0, 0, 8))  # several tensors without an element
+IDS = {"input_ids": torch.tensor([[2, 8, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+
+
+@pytest.fixture
+def saved(tiny, random_ranking, tmp_path) -> Path:
+    """A pruned bert in a folder."""
+    model = tiny()
+    save_model(extract(model, random_ranking(model), UNEVEN), None, tmp_path / "pruned")
+    return tmp_path / "pruned"
+
+
+def change_config(folder: Path, change: Callable[[dict], None]) -> None:
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+
+
+def change_weights(folder: Path, change: Callable[[dict], None]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+def refused(folder: Path, kind: type[UserError], pattern: str) -> None:
+    with pytest.raises(kind, match=pattern) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("candidate", [UNEVEN, EMPTY], ids=["uneven", "almost empty"])
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_a_loaded_model_gives_exactly_the_saved_logits(tiny, random_ranking, same_weights, tmp_path, family, candidate):
+    model = tiny(family)
+    cut = extract(model, random_ranking(model), candidate)
+    save_model(cut, None, tmp_path / "model")
+    loaded = autodisc.load(tmp_path / "model")
+    assert torch.equal(loaded(**IDS).logits, cut(**IDS).logits)
+    assert same_weights(loaded, cut)
+    assert Kept.of(loaded.config) == Kept.of(cut.config)
+    assert fingerprint(loaded) == fingerprint(cut)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_an_unpruned_model_comes_back_bit_for_bit(tiny, same_weights, tmp_path, family):
+    model = tiny(family, num_labels=3)
+    save_model(model, None, tmp_path / "model")
+    assert same_weights(load(tmp_path / "model"), model)
+
+
+def test_a_loaded_model_can_be_cut_again(saved, tiny, random_ranking, same_weights):
+    model = tiny()
+    small = Candidate(0.9, heads=(1, 0, 1), neurons=(8, 8, 0))
+    ranking = random_ranking(model)
+    assert same_weights(Supernet(load(saved), ranking).extract(small), extract(model, ranking, small))
+
+
+def test_a_half_precision_file_is_loaded_as_fp32(saved):
+    change_weights(saved, lambda weights: weights.update({k: v.bfloat16() for k, v in weights.items()}))
+    assert {p.dtype for p in load(saved).parameters()} == {torch.float32}
+
+
+def test_a_truncated_file_is_refused(saved):
+    path = saved / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(saved, CheckpointError, "pruned: weights cannot be loaded")
+
+
+def test_an_empty_file_is_refused(saved):
+    (saved / "model.safetensors").write_bytes(b"")
+    refused(saved, CheckpointError, "pruned: weights cannot be loaded")
+
+
+def test_a_truncated_unpruned_model_is_refused(tiny, tmp_path):
+    save_model(tiny(), None, tmp_path / "model")
+    path = tmp_path / "model" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(tmp_path / "model", CheckpointError, "weights cannot be loaded")
+
+
+def test_missing_weights_are_refused(saved):
+    (saved / "model.safetensors").unlink()
+    refused(saved, ModelError, "model.safetensors")
+
+
+def test_a_missing_key_is_refused(saved):
+    change_weights(saved, lambda weights: weights.pop("bert.encoder.layer.0.output.dense.weight"))
+    refused(saved, CheckpointError, "layer.0.output.dense.weight")
+
+
+def test_an_unknown_key_is_refused(saved):
+    change_weights(saved, lambda weights: weights.update(extra=torch.ones(1)))
+    refused(saved, CheckpointError, "extra")
+
+
+@pytest.mark.parametrize("key", ["bert.encoder.layer.1.output.dense.weight", "bert.embeddings.LayerNorm.weight"])
+@pytest.mark.parametrize("num_labels", [None, 2], ids=["as a teacher", "to fine-tune"])
+def test_an_unpruned_model_that_lacks_a_key_is_damaged(tiny, tmp_path, key, num_labels):
+    save_model(tiny(), None, tmp_path / "model")
+    change_weights(tmp_path / "model", lambda weights: weights.pop(key))
+    with pytest.raises(CheckpointError, match=f"{key}; the file is damaged"):
+        load_model(tmp_path / "model", num_labels=num_labels)
+
+
+def test_a_pretrained_model_without_a_classifier_is_sent_to_finetune(tiny, tmp_path):
+    tiny().base_model.save_pretrained(tmp_path / "model")
+    refused(tmp_path / "model", CheckpointError, "lack classifier.bias.*autodisc finetune")
+    assert load_model(tmp_path / "model", num_labels=3).num_labels == 3
+
+
+def test_weights_of_another_shape_are_refused(saved):
+    name = "bert.encoder.layer.0.output.dense.weight"
+    change_weights(saved, lambda weights: weights.update({name: weights[name][:, :-1].contiguous()}))
+    refused(saved, CheckpointError, "does not fit config.json.*layer.0.output.dense.weight")
+
+
+def test_kept_units_that_the_weights_do_not_have_are_refused(saved):
+    change_config(saved, lambda values: values["autodisc"]["kept_neurons"].__setitem__(2, [0, 1]))
+    refused(saved, CheckpointError, "does not fit config.json")
+
+
+@pytest.mark.parametrize("layer", [[0, 4], [-1, 0], [2, 1], [1, 1], ["0"], [True], [0.0], None], ids=repr)
+def test_kept_units_that_cannot_be_are_refused(saved, layer):
+    change_config(saved, lambda values: values["autodisc"]["kept_heads"].__setitem__(0, layer))
+    refused(saved, CheckpointError, r"kept_heads\[0\]: expected ascending indices in \[0, 4\)")
+
+
+def test_kept_units_for_another_number_of_layers_are_refused(saved):
+    change_config(saved, lambda values: values["autodisc"]["kept_heads"].pop())
+    refused(saved, CheckpointError, "kept_heads: expected one list for each of 3 layers")
+
+
+@pytest.mark.parametrize("entry", [{"format": 2}, {}, "pruned", 1], ids=repr)
+def test_another_format_is_refused(saved, entry):
+    change_config(saved, lambda values: values.update(autodisc=entry))
+    refused(saved, CheckpointError, "this version reads 1.*Upgrade autodisc")
+
+
+def test_a_config_without_its_kept_units_is_refused(saved):
+    change_config(saved, lambda values: values.pop("autodisc"))
+    refused(saved, CheckpointError, "weights cannot be loaded")
+
+
+def test_a_config_that_is_no_json_is_refused(saved):
+    (saved / "config.json").write_text("{")
+    refused(saved, ModelError, "pruned: cannot be opened as a model")
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    refused(tmp_path / "nowhere", ModelError, "no such folder")
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path):
+    refused(tmp_path, ModelError, "cannot be opened as a model")
+
+
+def test_a_name_that_the_hub_cannot_be_asked_for_is_refused():
+    with pytest.raises(
+        ModelError, match="nobody/nothing: not a local folder, and not to be had from the hub"
+    ) as caught:
+        load_model("nobody/nothing")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_package_that_is_not_installed_is_refused():
+    with pytest.raises(ModelError, match="package 'no_such_package' is not installed"):
+        load_model("package:no_such_package/model")
+
+
+def test_a_tokenizer_is_saved_beside_the_model(tiny, word_tokenizer, tmp_path):
+    save_model(tiny(), word_tokenizer, tmp_path / "model")
+    loaded = load_tokenizer(tmp_path / "model")
+    assert loaded("good w1").input_ids == word_tokenizer("good w1").input_ids
+
+
+def test_saving_replaces_a_model(tiny, same_weights, tmp_path):
+    for seed in (0, 1):
+        save_model(tiny(seed=seed), None, tmp_path / "model")
+    assert same_weights(load(tmp_path / "model"), tiny(seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("over", [False, True], ids=["a folder", "a model's folder"])
+def test_a_folder_with_other_files_is_refused_and_left_alone(tiny, tmp_path, over):
+    folder = tmp_path / "work"
+    folder.mkdir()
+    if over:
+        save_model(tiny(), None, folder)
+    (folder / "thesis.tex").write_text("years")
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(CheckpointError, match=r"work: holds other files.*"):
+        save_model(tiny(seed=1), None, folder)
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert (folder / "thesis.tex").read_text() == "years"
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "^C"])
+def test_a_save_that_fails_leaves_the_old_model_and_nothing_half_written(
+    tiny, word_tokenizer, same_weights, tmp_path, monkeypatch, error
+):
+    save_model(tiny(), None, tmp_path / "model")
+
+    def fail(folder):
+        (Path(folder) / "half").write_text("written")
+        raise error
+
+    monkeypatch.setattr(word_tokenizer, "save_pretrained", fail)
+    for name in ("model", "new"):
+        with pytest.raises(type(error)):
+            save_model(tiny(seed=1), word_tokenizer, tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert same_weights(load(tmp_path / "model"), tiny())
+
+
+def test_a_rename_that_fails_leaves_the_old_model(tiny, same_weights, tmp_path, monkeypatch):
+    save_model(tiny(), None, tmp_path / "model")
+    rename = Path.rename
+
+    def fail(self, target):
+        if self.name.endswith(".partial"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="Input/output"):
+        save_model(tiny(seed=1), None, tmp_path / "model")
+    assert same_weights(load(tmp_path / "model"), tiny())
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_an_os_error(tiny, tmp_path):
+    """What safetensors raises there is none of Python's own; here a file-size limit stands in for the disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError, match="cannot be written|too large"):
+            save_model(tiny(), None, tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fingerprint_changes_with_a_weight_and_with_a_kept_unit(tiny, random_ranking):
+    model = tiny()
+    ranking = random_ranking(model)
+    prints = {
+        fingerprint(model),
+        fingerprint(extract(model, ranking, UNEVEN)),
+        fingerprint(extract(model, ranking, EMPTY)),
+    }
+    with torch.no_grad():
+        model.classifier.bias[0] += 1e-6
+    prints.add(fingerprint(model))
+    assert len(prints) == 4
+    assert fingerprint(tiny()) in prints
