@@ -1,0 +1,232 @@
+"""Tiny models, toy tasks and a silent workshop, all in memory; no network.
+
+A model's LayerNorms and biases are random: unit gains and zero biases would hide an indexing error.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
+
+from autodisc.distillation.schedule import Workshop
+from autodisc.models.layouts import base_shape
+from autodisc.pruning.candidates import Ranking
+from autodisc.runtime import Runtime
+from autodisc.tasks.data import Split, Task
+from autodisc.tasks.metrics import METRICS
+
+VOCABULARY = 60
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *(f"w{i}" for i in range(VOCABULARY - 6))]
+BERT_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "intermediate_size": 32,
+    "max_position_embeddings": 140,  # MACs are counted on 128 tokens
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, Callable[..., Any]] = {
+    "bert": lambda layers, **kw: BertConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
+    "roberta": lambda layers, **kw: RobertaConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
+    "electra": lambda layers, **kw: ElectraConfig(**BERT_LIKE, num_hidden_layers=layers, embedding_size=16, **kw),
+    "distilbert": lambda layers, **kw: DistilBertConfig(
+        vocab_size=VOCABULARY,
+        dim=32,
+        n_heads=4,
+        hidden_dim=32,
+        n_layers=layers,
+        max_position_embeddings=140,
+        pad_token_id=0,
+        **kw,
+    ),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., PreTrainedModel]:
+    """``tiny(family, layers=3, num_labels=2, attention="sdpa", seed=0)``: 4 heads of 8, 32 neurons a layer."""
+
+    def make(
+        family: str = "bert", *, layers: int = 3, num_labels: int = 2, attention: str = "sdpa", seed: int = 0
+    ) -> PreTrainedModel:
+        config = FAMILIES[family](layers, num_labels=num_labels)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed)
+            model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+            for name, parameter in model.named_parameters():
+                if parameter.dim() > 1:
+                    parameter.normal_(0, 0.2)
+                else:
+                    parameter.normal_(float("norm" in name.lower() and name.endswith("weight")), 0.3)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_ranking() -> Callable[..., Ranking]:
+    """A removal order drawn by a seed."""
+
+    def make(model: PreTrainedModel, seed: int = 0) -> Ranking:
+        L, H, N = base_shape(model.config)
+        generator = random.Random(seed)
+        heads = [(layer, i) for layer in range(L) for i in range(H)]
+        neurons = [(layer, i) for layer in range(L) for i in range(N)]
+        generator.shuffle(heads)
+        generator.shuffle(neurons)
+        return Ranking(tuple(heads), tuple(neurons), L)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_split() -> Callable[..., Split]:
+    """Sentences of random words with "good" or "bad" among them, which is the label (or 0.0 and 1.0)."""
+
+    def make(rows: int, *, seed: int = 0, regression: bool = False, name: str = "train") -> Split:
+        generator = np.random.default_rng(seed)
+        lengths = generator.integers(4, 13, rows)
+        labels = generator.integers(0, 2, rows)
+        tokens = []
+        for length, label in zip(lengths, labels, strict=True):
+            words = generator.integers(6, VOCABULARY, length)
+            words[0] = 2
+            words[generator.integers(1, length)] = 5 - label
+            tokens.append(words.tolist())
+        features = datasets.Features({"input_ids": datasets.List(datasets.Value("int32"))})
+        return Split(
+            name,
+            datasets.Dataset.from_dict({"input_ids": tokens}, features=features),
+            lengths.astype(np.int64),
+            labels.astype(np.float32 if regression else np.int64),
+            f"toy-{rows}-{seed}-{regression}-{name}",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_task(make_split: Callable[..., Split]) -> Callable[..., Task]:
+    def make(train: int = 32, validation: int = 24, *, regression: bool = False) -> Task:
+        train_split, validation_split, final = (
+            make_split(rows, seed=seed, regression=regression, name=name)
+            for rows, seed, name in ((train, 1, "train"), (validation, 2, "validation"), (16, 3, "test"))
+        )
+        metric = METRICS["pearson" if regression else "accuracy"]
+        names = None if regression else ("bad", "good")
+        number = 1 if regression else 2
+        return Task("toy", metric.kind, metric, names, number, train_split, validation_split, final, "test", {}, 0)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_runtime() -> Callable[..., Runtime]:
+    return lambda seed=0: Runtime(torch.device("cpu"), "fp32", 1, seed)
+
+
+@pytest.fixture
+def make_workshop(tmp_path: Path, make_task, make_runtime) -> Callable[..., Workshop]:
+    """``make_workshop(task, seed=0, progress=...)``, caching under ``tmp_path``; a new ledger each."""
+
+    def make(task: Task | None = None, *, seed: int = 0, max_gib: float = 1.0, **others: Any) -> Workshop:
+        return Workshop(task or make_task(), make_runtime(seed), tmp_path / "cache", max_gib, **others)
+
+    return make
+
+
+class Listener:
+    """A progress that remembers what it was told; ``interrupt_after`` advances it raises KeyboardInterrupt."""
+
+    def __init__(self, interrupt_in: str | None = None, after: int = 0) -> None:
+        self.said: list[str] = []
+        self.stages: list[tuple[str, int | None]] = []
+        self.interrupt_in, self.left = interrupt_in, after
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None) -> Iterator[Any]:
+        self.stages.append((name, total))
+        yield _ListenerBar(self, name)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+class _ListenerBar:
+    def __init__(self, listener: Listener, name: str) -> None:
+        self.listener, self.name = listener, name
+
+    def advance(self, steps: int = 1) -> None:
+        if self.name == self.listener.interrupt_in and steps:
+            self.listener.left -= steps
+            if self.listener.left <= 0:
+                raise KeyboardInterrupt
+
+    def note(self, text: str) -> None:
+        pass
+
+
+@pytest.fixture
+def make_listener() -> Callable[..., Listener]:
+    return Listener
+
+
+@pytest.fixture(scope="session")
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = Whitespace()
+    backend.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        model_max_length=64,
+    )
+
+
+@pytest.fixture(scope="session")
+def same_weights() -> Callable[[PreTrainedModel, PreTrainedModel], bool]:
+    """Bit for bit."""
+
+    def same(a: PreTrainedModel, b: PreTrainedModel) -> bool:
+        left, right = a.state_dict(), b.state_dict()
+        return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+    return same

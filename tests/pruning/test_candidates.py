@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+
+from autodisc.pruning.candidates import NEURON_MULTIPLE, Candidate, Ranking, candidate, nested_candidates
+
+SHAPES = [(3, 4, 32), (6, 12, 1536), (4, 2, 30), (1, 1, 8), (5, 3, 7)]  # layers, heads, neurons
+
+
+def shuffled(layers: int, heads: int, neurons: int, seed: int, skew: float = 0.0) -> Ranking:
+    """A removal order by chance; with ``skew`` the upper layers go first, which empties whole layers."""
+    generator = random.Random(seed)
+
+    def order(units: int) -> tuple[tuple[int, int], ...]:
+        pairs = [(layer, i) for layer in range(layers) for i in range(units)]
+        return tuple(sorted(pairs, key=lambda unit: generator.random() - skew * unit[0]))
+
+    return Ranking(order(heads), order(neurons), layers)
+
+
+RANKINGS = [
+    pytest.param(shuffled(*shape, seed, skew), shape, id=f"{shape}-{seed}-{skew}")
+    for shape in SHAPES
+    for seed, skew in ((0, 0.0), (1, 0.3), (2, 2.0))
+]
+
+
+@pytest.mark.parametrize(("ranking", "shape"), RANKINGS)
+def test_candidates_are_nested(ranking, shape):
+    generator = random.Random(7)
+    sparsities = [0.0, 0.999, *(generator.random() for _ in range(40))]
+    found = list(nested_candidates(ranking, sparsities).values())
+    assert [c.sparsity for c in found] == sorted(sparsities)
+    for larger, smaller in itertools.combinations(found, 2):
+        assert smaller.fits_in(larger)
+    heads, neurons = ranking.by_layer()
+    for c in found:  # what a layer keeps is a prefix of its order, so fitting in means being a subset
+        assert all(kept <= len(order) for kept, order in zip(c.heads, heads, strict=True))
+        assert all(kept <= len(order) for kept, order in zip(c.neurons, neurons, strict=True))
+
+
+@pytest.mark.parametrize(("ranking", "shape"), RANKINGS)
+def test_widths_are_multiples_of_eight_or_a_whole_layer(ranking, shape):
+    for step in range(20):
+        for width in candidate(ranking, step / 20).neurons:
+            assert width % NEURON_MULTIPLE == 0 or width == shape[2]
+
+
+@pytest.mark.parametrize(("ranking", "shape"), RANKINGS)
+def test_the_removed_fraction_is_the_sparsity_up_to_rounding(ranking, shape):
+    layers, heads, neurons = shape
+    for step in range(20):
+        sparsity = step / 20
+        c = candidate(ranking, sparsity)
+        assert abs(sum(c.heads) - (1 - sparsity) * layers * heads) <= 0.5
+        # Each width moves by at most half a multiple.
+        assert abs(sum(c.neurons) - (1 - sparsity) * layers * neurons) <= 0.5 + layers * NEURON_MULTIPLE / 2
+
+
+def test_the_most_expendable_units_go_first():
+    ranking = Ranking(((1, 0), (0, 1), (0, 0), (1, 1)), tuple((0, i) for i in range(16)), layers=2)
+    assert candidate(ranking, 0.25).heads == (2, 1)
+    assert candidate(ranking, 0.5).heads == (1, 1)
+    assert ranking.by_layer()[0] == [[0, 1], [1, 0]]
+    assert ranking.by_layer()[1] == [list(range(15, -1, -1)), []]
+
+
+def test_sparsity_zero_keeps_everything():
+    assert candidate(shuffled(4, 2, 30, 0), 0.0) == Candidate(0.0, (2,) * 4, (30,) * 4)
+
+
+def test_one_larger_layer_does_not_fit():
+    assert not Candidate(0.5, (2, 0), (8, 8)).fits_in(Candidate(0.4, (1, 4), (16, 16)))
+    assert not Candidate(0.5, (1, 1), (8, 24)).fits_in(Candidate(0.4, (1, 4), (16, 16)))
+
+
+def test_a_sparsity_given_twice_is_one_candidate():
+    assert list(nested_candidates(shuffled(3, 4, 32, 0), [0.5, 0.2, 0.5])) == [0.2, 0.5]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from autodisc.config import ImportanceConfig
+from autodisc.costs import Ledger
+from autodisc.errors import TrainingError
+from autodisc.models.layouts import LAYOUTS
+from autodisc.pruning.candidates import candidate
+from autodisc.pruning.importance import estimate_importance, rank_units
+from autodisc.pruning.masks import masked
+from autodisc.pruning.supernet import extract
+from autodisc.tasks.batches import batches
+
+
+def finite_differences(model, task, batch_size, step=1e-4):
+    """Σ over batches of |central difference of the mean loss by a unit's mask|, in fp64."""
+    model = copy.deepcopy(model).double()
+    passed = list(batches(task.train, batch_size=batch_size, pad_token_id=0, generator=None))
+
+    def losses(masks):
+        found = []
+        for batch in passed:
+            with torch.no_grad(), masked(model, *masks):
+                logits = model(**batch.inputs).logits
+            if task.kind == "regression":
+                found.append((logits[:, 0] - batch.labels.double()).square().mean())
+            else:
+                found.append(F.cross_entropy(logits, batch.labels))
+        return torch.stack(found)
+
+    masks = [[torch.ones(n, dtype=torch.float64) for _ in range(2)] for n in (4, 32)]
+    sums = [[torch.zeros_like(mask) for mask in units] for units in masks]
+    for units, totals in zip(masks, sums, strict=True):
+        for mask, total in zip(units, totals, strict=True):
+            for i in range(len(mask)):
+                mask[i] = 1 + step
+                up = losses(masks)
+                mask[i] = 1 - step
+                down = losses(masks)
+                mask[i] = 1
+                total[i] = (up - down).abs().sum() / (2 * step)
+    return sums
+
+
+def estimate(model, task, runtime, **settings):
+    config = ImportanceConfig(**{"batch_size": 8, **settings})
+    return estimate_importance(model, task.train, config, task=task, runtime=runtime, ledger=Ledger())
+
+
+@pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
+@pytest.mark.parametrize("regression", [False, True], ids=["classes", "regression"])
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_importance_equals_finite_differences_of_the_loss_by_the_mask(
+    tiny, make_task, make_runtime, family, regression, normalise
+):
+    task = make_task(train=7, regression=regression)
+    model = tiny(family, layers=2, num_labels=task.num_labels)
+    found = estimate(model, task, make_runtime(), batch_size=4, normalise=normalise)
+    reference = finite_differences(model, task, 4)
+    for mine, expected in zip((found.heads, found.neurons), reference, strict=True):
+        for layer, sums in zip(mine, expected, strict=True):
+            length = sums.norm() if normalise else 1.0
+            assert_close(layer, (sums / length).float(), rtol=2e-3, atol=2e-4 * float(layer.max()))
+
+
+def test_estimating_leaves_the_model_as_it_was(tiny, make_task, make_runtime, same_weights):
+    task, model = make_task(), tiny()
+    model.classifier.requires_grad_(False)
+    estimate(model, task, make_runtime())
+    assert same_weights(model, tiny())
+    assert all(p.grad is None for p in model.parameters())
+    assert {name for name, p in model.named_parameters() if not p.requires_grad} == {
+        name for name, _ in model.named_parameters() if name.startswith("classifier")
+    }
+
+
+def test_a_layer_that_has_lost_its_units_has_an_importance_of_length_zero(
+    tiny, make_task, make_runtime, random_ranking
+):
+    model = tiny()
+    cut = extract(model, random_ranking(model), candidate(random_ranking(model), 0.9))
+    found = estimate(cut, make_task(), make_runtime())
+    for layers in (found.heads, found.neurons):
+        assert all(torch.isfinite(layer).all() for layer in layers)
+    assert 0 in {len(layer) for layer in found.heads}
+
+
+def test_a_teacher_with_nan_is_reported(tiny, make_task, make_runtime):
+    model = tiny()
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    with pytest.raises(TrainingError, match="importance: .*not finite"):
+        estimate(model, make_task(), make_runtime())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_one_round_is_the_plain_sort(tiny, make_task, make_runtime):
+    task, model = make_task(), tiny()
+    ranking = rank_units(model, task, ImportanceConfig(examples=1000, rounds=1, batch_size=8), runtime=make_runtime())
+    found = estimate(model, task, make_runtime())
+    for order, layers in ((ranking.heads, found.heads), (ranking.neurons, found.neurons)):
+        scores = [float(layers[layer][i]) for layer, i in order]
+        assert scores == sorted(scores)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5, 40])
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_a_ranking_holds_every_unit_once(tiny, make_task, make_runtime, same_weights, family, rounds):
+    model = tiny(family)
+    config = ImportanceConfig(examples=16, rounds=rounds, batch_size=16)
+    ranking = rank_units(model, make_task(), config, runtime=make_runtime())
+    assert ranking.layers == 3
+    assert sorted(ranking.heads) == [(layer, i) for layer in range(3) for i in range(4)]
+    assert sorted(ranking.neurons) == [(layer, i) for layer in range(3) for i in range(32)]
+    assert same_weights(model, tiny(family))
+
+
+def test_ranking_a_pruned_teacher_ranks_what_it_has(tiny, make_task, make_runtime, random_ranking):
+    model = tiny()
+    cut = extract(model, random_ranking(model), candidate(random_ranking(model), 0.5))
+    ranking = rank_units(cut, make_task(), ImportanceConfig(examples=16, rounds=2), runtime=make_runtime())
+    whole = candidate(ranking, 0.0)
+    kept = cut.config.autodisc
+    assert whole.heads == tuple(map(len, kept["kept_heads"]))
+    assert whole.neurons == tuple(map(len, kept["kept_neurons"]))
+    smaller = extract(cut, ranking, candidate(ranking, 0.5))
+    assert all(
+        set(a) <= set(b) for a, b in zip(smaller.config.autodisc["kept_neurons"], kept["kept_neurons"], strict=True)
+    )
+
+
+def test_the_same_seed_ranks_alike_and_another_draws_other_examples(tiny, make_task, make_runtime):
+    config = ImportanceConfig(examples=8, rounds=2, batch_size=8)
+    task, model = make_task(), tiny()
+    first, again, other = (rank_units(model, task, config, runtime=make_runtime(seed)) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_every_round_is_paid_for(tiny, make_task, make_runtime):
+    task, model = make_task(), tiny()
+    flops = []
+    for rounds in (1, 3):
+        ledger = Ledger()
+        config = ImportanceConfig(examples=16, rounds=rounds, batch_size=8)
+        rank_units(model, task, config, runtime=make_runtime(), ledger=ledger)
+        flops.append(ledger.stages["importance"].flops)
+    assert 1.2 * flops[0] < flops[1] < 3 * flops[0]
