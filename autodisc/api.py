@@ -77,9 +77,6 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         if done is not None:
             return {**done.result, "cost": done.values["cost"]}
         space = open_workspace(config, progress=progress)
-        _claim(config, out)  # only now: a mistake in the data or the teacher leaves nothing behind
-        resume_ledger(space.ledger, out / LEDGER)
-        _keep_ranking(space, out)
         storage = config.search.storage or str((out / JOURNAL).resolve())
         study = open_study(
             f"{config.name}-{config.task.name}",
@@ -88,6 +85,9 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             fingerprint={**_made_of(space), "lam": config.search.lam, "scorer": config.search.scorer},
             metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
         )
+        _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
+        resume_ledger(space.ledger, out / LEDGER)
+        _keep_ranking(space, out)
         candidates = space.candidates
         supernet = _supernet(space, out)
         run_study(study, supernet, candidates, config.search, space.workshop)

@@ -51,7 +51,7 @@ Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the resul
 
 
 def example(*lines: str) -> str:
-        return "\n".join(["Example:", *lines])
+    return "\n".join(["Example:", *lines])
 
 
 @app.command(
