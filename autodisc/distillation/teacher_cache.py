@@ -2,7 +2,7 @@
 
 Logits and hidden states lie in memory-mapped files keyed by a fingerprint of weights, data, depths and
 precision; a row is computed the first time that anyone asks for it, and read afterwards: by search,
-distillation and baselines alike. A run is charged for every row that it uses what the row cost to make,
+distillation and baselines alike. A run is charged once for every row that it uses what the row cost to make,
 whether it was made in this run or found. Where the files would be too large, the teacher runs again.
 """
 
@@ -47,7 +47,6 @@ class TeacherCache:
     ) -> None:
         self.teacher, self.split, self.depths = teacher.eval(), split, depths
         self.runtime, self.ledger = runtime, ledger
-        self._charged = np.zeros(len(split), dtype=bool)
         self._offsets = np.concatenate([[0], np.cumsum(split.lengths)])
         self._width = int(teacher.config.hidden_size)
         classes = int(teacher.config.num_labels or 1)
@@ -56,6 +55,8 @@ class TeacherCache:
         tokens = int(self._offsets[-1])
         needed = 2 * tokens * len(depths) * self._width + 4 * len(split) * classes
         key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type])
+        # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
+        self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if needed > max_gib * 2**30 or needed > free / 2:

@@ -95,7 +95,7 @@ def test_a_teacher_with_nan_is_reported(tiny, make_task, make_runtime):
     model = tiny()
     with torch.no_grad():
         model.classifier.bias[0] = float("nan")
-    with pytest.raises(TrainingError, match="importance: .*not finite"):
+    with pytest.raises(TrainingError, match=r"importance: .*not finite"):
         estimate(model, make_task(), make_runtime())
     assert all(p.requires_grad for p in model.parameters())
 
