@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+from transformers import get_linear_schedule_with_warmup
+
+from autodisc.config import DistillationConfig, FinetuneConfig, RecoveryConfig
+from autodisc.distillation.finetuning import finetune_classifier
+from autodisc.distillation.sandwich import Sandwich
+from autodisc.distillation.schedule import distill_phase, distill_sandwich, passes_by_scale, recover, recovery_steps
+from autodisc.models.layouts import LAYOUTS, embeddings
+from autodisc.pruning.candidates import candidate, nested_candidates
+from autodisc.pruning.supernet import Supernet, extract
+from autodisc.tasks.batches import batches
+
+SPARSITIES = (0.3, 0.5, 0.7, 0.9)
+CONFIG = DistillationConfig(epochs=2, batch_size=8, lr=1e-3)
+
+
+def phase(model, ranking, candidates, workshop, config, *, steps=6, stage="toy phase"):
+    with workshop.teacher(model, config) as outputs:
+        return distill_phase(
+            extract(model, ranking, candidates[0]),
+            outputs,
+            ranking,
+            candidates,
+            target=candidates[0],
+            stage=stage,
+            steps=steps,
+            config=config,
+            workshop=workshop,
+        )
+
+
+def plain_distillation(student, teacher, task, runtime, config, *, steps, stage) -> list[float]:
+    """Written out: one student, its own optimizer, hidden states from the first layer up and soft labels."""
+    for module in embeddings(student):
+        module.requires_grad_(False)
+    trained = [p for p in student.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr)
+    schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
+    order = runtime.generator(stage, "order")
+    passes = (
+        batch
+        for _ in itertools.count()
+        for batch in batches(task.train, batch_size=config.batch_size, pad_token_id=0, generator=order)
+    )
+    losses = []
+    for batch in itertools.islice(passes, steps):
+        real = batch.inputs["attention_mask"].bool()
+        with torch.no_grad():
+            target = teacher(**batch.inputs, output_hidden_states=True)
+        out = student(**batch.inputs, output_hidden_states=True)
+        pairs = zip(out.hidden_states[1:], target.hidden_states[1:], strict=True)
+        hidden = [F.mse_loss(mine[real], theirs[real].half().float()) for mine, theirs in pairs]
+        if task.kind == "regression":
+            prediction = F.mse_loss(out.logits, target.logits)
+        else:
+            prediction = F.cross_entropy(out.logits, target.logits.softmax(-1))
+        loss = (torch.stack(hidden).mean() + prediction) / 2
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.clip)
+        optimizer.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("regression", [False, True], ids=["classes", "regression"])
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_a_sandwich_of_one_candidate_is_plain_distillation(
+    tiny, random_ranking, make_task, make_workshop, family, regression
+):
+    task = make_task(regression=regression)
+    teacher = tiny(family, num_labels=task.num_labels)
+    ranking = random_ranking(teacher)
+    small = candidate(ranking, 0.6)
+    workshop = make_workshop(task)
+    distilled = phase(teacher, ranking, [small], workshop, CONFIG)
+    student = extract(teacher, ranking, small)
+    expected = plain_distillation(student, teacher, task, workshop.runtime, CONFIG, steps=6, stage="toy phase")
+    found = [point["loss"] for point in workshop.curves["toy phase"] if point["metric"] is None]
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert distilled.candidate == small
+
+
+def test_a_size_of_one_ignores_the_other_candidates(tiny, random_ranking, make_workshop, same_weights):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    config = CONFIG.model_copy(update={"sandwich_size": 1})
+    alone = phase(teacher, ranking, chain[:1], make_workshop(), config)
+    among = phase(teacher, ranking, chain, make_workshop(), config)
+    assert same_weights(alone.model, among.model)
+
+
+def test_a_batch_of_eight_is_two_micro_batches_of_four(tiny, random_ranking, make_workshop):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    curves, models = [], []
+    for accumulation in (1, 2):
+        workshop = make_workshop()
+        config = CONFIG.model_copy(update={"accumulation": accumulation})
+        models.append(phase(teacher, ranking, chain, workshop, config, steps=3).model)
+        curves.append([point["loss"] for point in workshop.curves["toy phase"]])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    for (name, mine), theirs in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        if not name.endswith("key.bias"):  # zero gradient: Adam steps on rounding noise
+            assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["bert", "electra"])
+def test_frozen_embeddings_stay_bit_identical_and_free_ones_move(tiny, random_ranking, make_workshop, family):
+    teacher = tiny(family)
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+
+    def moved(train_embeddings: bool) -> set[bool]:
+        config = CONFIG.model_copy(update={"train_embeddings": train_embeddings})
+        model = phase(teacher, ranking, chain, make_workshop(), config).model
+        pairs = zip(embeddings(model), embeddings(teacher), strict=True)
+        return {
+            not torch.equal(mine, theirs)
+            for ours, own in pairs
+            for mine, theirs in zip(ours.parameters(), own.parameters(), strict=True)
+        }
+
+    assert moved(False) == {False}
+    assert True in moved(True)
+
+
+def test_the_fixed_schedule_gives_the_same_bits_for_the_same_seed(tiny, random_ranking, make_workshop, same_weights):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    runs = []
+    for seed in (1, 1, 2):
+        start = extract(teacher, ranking, chain[0])
+        runs.append(distill_sandwich(teacher, start, ranking, chain, CONFIG, make_workshop(seed=seed)))
+        assert same_weights(start, extract(teacher, ranking, chain[0]))
+    for first, again, other in zip(*runs, strict=True):
+        assert same_weights(first.model, again.model)
+        assert first.metric == again.metric
+        assert not same_weights(first.model, other.model)
+    assistant, student = runs[0]
+    assert (assistant.candidate, student.candidate) == (chain[0], chain[-1])
+
+
+def test_a_cut_out_model_has_the_metric_that_chose_it(tiny, random_ranking, make_workshop):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    workshop = make_workshop()
+    for distilled in distill_sandwich(teacher, extract(teacher, ranking, chain[0]), ranking, chain, CONFIG, workshop):
+        assert workshop.metric(distilled.model, distilled.candidate) == distilled.metric
+
+
+def test_the_schedule_leaves_the_teacher_and_no_assistant_cache_behind(
+    tiny, random_ranking, make_workshop, same_weights
+):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    workshop = make_workshop()
+    distill_sandwich(teacher, extract(teacher, ranking, chain[0]), ranking, chain, CONFIG, workshop)
+    assert same_weights(teacher, tiny())
+    assert [path.name for path in workshop.cache.iterdir()] == ["teacher"]
+    assert list(workshop.curves) == ["teacher to assistant", "assistant to student"]
+
+
+def test_every_step_trains_the_largest_and_the_smallest_and_others_without_replacement(
+    tiny, random_ranking, make_workshop
+):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    workshop = make_workshop()
+
+    def drawn(size: int):
+        sandwich = Sandwich(
+            Supernet(teacher, ranking),
+            workshop.teacher(teacher, CONFIG),
+            chain,
+            always=[chain[0], chain[-1]],
+            size=size,
+            config=CONFIG,
+            runtime=workshop.runtime,
+        )
+        generator = np.random.default_rng(0)
+        return [sandwich.draw(generator) for _ in range(30)]
+
+    for size in range(1, 7):
+        for step in drawn(size):
+            assert len(step) == len(set(step)) == min(size, len(chain))
+            assert step[: min(size, 2)] == [chain[0], chain[-1]][:size]
+    assert {c for step in drawn(3) for c in step} == set(chain)
+
+
+def test_recovery_lowers_the_distance_to_the_teacher_for_every_candidate(tiny, random_ranking, make_workshop):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    workshop = make_workshop()
+
+    def distances(supernet) -> list[float]:
+        (batch,) = batches(workshop.task.train, batch_size=100, pad_token_id=0, generator=None)
+        found = []
+        with torch.no_grad():
+            target = teacher(**batch.inputs).logits.softmax(-1)
+            for c in chain:
+                with supernet.active(c) as model:
+                    found.append(float(F.cross_entropy(model(**batch.inputs).logits, target)))
+        return found
+
+    with workshop.teacher(teacher, CONFIG) as outputs:
+        recovered = recover(
+            outputs,
+            ranking,
+            chain,
+            steps=30,
+            recovery=RecoveryConfig(lr=3e-3),
+            distillation=CONFIG,
+            workshop=workshop,
+        )
+    before = distances(Supernet(extract(teacher, ranking, chain[0]), ranking))
+    assert all(new < old for new, old in zip(distances(recovered), before, strict=True))
+    assert set(workshop.ledger.stages) == {"recovery", "teacher outputs"}
+
+
+def test_recovery_takes_a_fraction_of_the_distillations_own_steps(make_task):
+    task = make_task(train=64)  # 8 batches of 8, 2 epochs, 2 phases: 32 steps
+    assert recovery_steps(RecoveryConfig(fraction=0.25), CONFIG, task) == 8
+    assert recovery_steps(RecoveryConfig(fraction=0.001), CONFIG, task) == 1
+    assert recovery_steps(RecoveryConfig(steps=7, fraction=0.25), CONFIG, task) == 7
+
+
+def test_passes_by_scale_add_up_both_phases(random_ranking, tiny):
+    chain = list(nested_candidates(random_ranking(tiny()), (0.2, 0.4, 0.6, 0.9)).values())
+    # Scales .8 .6 .4 .1; a third candidate is .6 or .4, so .5 on average; in phase 2 two of .6 and .4 join .1.
+    assert passes_by_scale(chain, 3) == pytest.approx((0.8 + 0.1 + 0.5) + (0.1 + 0.6 + 0.4))
+    assert passes_by_scale(chain, 2) == pytest.approx((0.8 + 0.1) + (0.1 + 0.5))
+    assert passes_by_scale(chain, 1) == pytest.approx(0.8 + 0.1)
+    assert passes_by_scale(chain, 9) == pytest.approx((0.8 + 0.1 + 0.6 + 0.4) + (0.1 + 0.6 + 0.4))
+    assert passes_by_scale([chain[0], chain[-1]], 3) == pytest.approx(0.8 + 0.1 + 0.1)
+
+
+def test_fine_tuning_learns_a_task_that_can_be_learnt(tiny, make_task, make_workshop):
+    task = make_task(train=64)
+    model, workshop = tiny(layers=2), make_workshop(task)
+    before = task.metric.floor(task.validation.labels)
+    state = finetune_classifier(model, FinetuneConfig(epochs=6, batch_size=8, lr=3e-3), workshop)
+    losses = [point["loss"] for point in state.curve if point["metric"] is None]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert state.best_metric > before
+    assert workshop.ledger.stages["fine-tuning"].flops > 0
+
+
+def test_fine_tuning_fits_a_regression(tiny, make_task, make_workshop):
+    task = make_task(train=64, regression=True)
+    state = finetune_classifier(
+        tiny(layers=2, num_labels=1), FinetuneConfig(epochs=6, batch_size=8, lr=3e-3), make_workshop(task)
+    )
+    losses = [point["loss"] for point in state.curve if point["metric"] is None]
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from autodisc.costs import Ledger
+from autodisc.distillation.teacher_cache import STAGE, TeacherCache
+from autodisc.models.layouts import LAYOUTS
+from autodisc.pruning.candidates import Candidate
+from autodisc.pruning.supernet import extract
+from autodisc.tasks.batches import batches
+
+
+@pytest.fixture
+def open_cache(tmp_path, make_runtime):
+    def call(teacher, split, *, depths=(1, 3), ledger=None, max_gib=1.0, folder=None, **others) -> TeacherCache:
+        return TeacherCache(
+            teacher,
+            split,
+            depths,
+            folder=folder or tmp_path / "teacher",
+            max_gib=max_gib,
+            runtime=make_runtime(),
+            ledger=ledger or Ledger(),
+            **others,
+        )
+
+    return call
+
+
+@pytest.fixture
+def count_calls():
+    def call(model) -> list[int]:
+        calls: list[int] = []
+        model.register_forward_hook(lambda *_: calls.append(1))
+        return calls
+
+    return call
+
+
+def passed(split, size=8, seed=None):
+    generator = None if seed is None else np.random.default_rng(seed)
+    return list(batches(split, batch_size=size, pad_token_id=0, generator=generator))
+
+
+@pytest.mark.parametrize("family", sorted(LAYOUTS))
+def test_outputs_are_the_teachers_on_real_tokens_row_by_row(tiny, make_split, open_cache, family):
+    teacher, split = tiny(family), make_split(20)
+    with open_cache(teacher, split, depths=(0, 1, 3)) as outputs, torch.no_grad():
+        for batch in passed(split, seed=3):
+            found = outputs(batch)
+            expected = teacher(**batch.inputs, output_hidden_states=True)
+            states = [expected.hidden_states[depth][batch.inputs["attention_mask"].bool()] for depth in (0, 1, 3)]
+            assert_close(found.logits, expected.logits)
+            assert_close(found.hidden, torch.stack(states, 1), rtol=1e-3, atol=1e-3)  # stored in half precision
+
+
+def test_a_second_use_reads_the_same_values_and_never_calls_the_teacher(tiny, make_split, open_cache, count_calls):
+    split = make_split(20)
+    first, again = tiny(), tiny()
+    made, read = count_calls(first), count_calls(again)
+    ordered, shuffled = passed(split), passed(split, size=5, seed=1)
+    with open_cache(first, split) as outputs:
+        for batch in ordered:
+            outputs(batch)
+        before = [outputs(batch) for batch in shuffled]
+    with open_cache(again, split) as outputs:
+        after = [outputs(batch) for batch in shuffled]
+    assert len(made) == len(ordered)
+    assert not read
+    for a, b in zip(before, after, strict=True):
+        assert torch.equal(a.logits, b.logits)
+        assert torch.equal(a.hidden, b.hidden)
+
+
+def test_a_row_that_is_there_keeps_its_value_when_its_batch_is_computed_again(tiny, make_split, open_cache):
+    split = make_split(12)
+    with open_cache(tiny(), split) as outputs:
+        small, whole = passed(split.select(range(12)), size=4)[0], passed(split, size=12)[0]
+        before = outputs(small)
+        outputs(whole)  # other padding, other rounding
+        after = outputs(small)
+    assert torch.equal(before.logits, after.logits)
+    assert torch.equal(before.hidden, after.hidden)
+
+
+def test_rows_that_are_found_are_charged_what_they_cost_to_make(tiny, make_split, open_cache):
+    teacher, split = tiny(), make_split(64)
+    spent = []
+    for _ in range(2):
+        ledger = Ledger()
+        with open_cache(teacher, split, ledger=ledger) as outputs:
+            for _ in range(3):  # passes: a row is paid for once
+                for batch in passed(split):
+                    outputs(batch)
+        spent.append(ledger.stages[STAGE])
+    made, found = spent
+    assert found.flops == pytest.approx(made.flops, rel=0.02)
+    assert 0.3 * made.seconds < found.seconds < 3 * made.seconds
+    assert found.tokens == split.tokens
+
+
+def test_a_run_pays_for_a_row_once_however_often_it_opens_the_cache(tiny, make_split, open_cache):
+    teacher, split = tiny(), make_split(64)
+    for _ in range(2):  # making the rows, then finding them
+        ledger = Ledger()
+        flops = []
+        for _ in range(3):
+            with open_cache(teacher, split, ledger=ledger) as outputs:
+                for batch in passed(split):
+                    outputs(batch)
+            flops.append(ledger.stages[STAGE].flops)
+        assert flops[0] > 0
+        assert flops[1] == flops[2] == flops[0]
+
+
+def test_a_killed_run_leaves_rows_whose_cost_is_known(tiny, make_split, open_cache):
+    teacher, split = tiny(), make_split(64)
+    outputs = open_cache(teacher, split)
+    for batch in passed(split)[:3]:
+        outputs(batch)
+    del outputs  # no exit: killed
+    ledger = Ledger()
+    with open_cache(teacher, split, ledger=ledger) as outputs:
+        for batch in passed(split)[:3]:
+            outputs(batch)
+    assert ledger.stages[STAGE].flops > 0
+
+
+def test_above_the_limit_the_teacher_runs_again_and_that_is_said_once(
+    tiny, make_split, open_cache, count_calls, make_listener
+):
+    teacher, split, listener = tiny(), make_split(20), make_listener()
+    calls = count_calls(teacher)
+    ledger = Ledger()
+    with open_cache(teacher, split, max_gib=1e-6, progress=listener, ledger=ledger) as outputs:
+        for _ in range(2):
+            for batch in passed(split):
+                found = outputs(batch)
+                expected = teacher(**batch.inputs, output_hidden_states=True)
+                assert torch.equal(found.logits, expected.logits)
+    assert len(calls) == 2 * 2 * len(passed(split))
+    assert len(listener.said) == 1
+    assert "the teacher runs again" in listener.said[0]
+    assert ledger.stages[STAGE].tokens == 2 * sum(batch.padded_tokens for batch in passed(split))
+
+
+def test_logits_alone_are_cached_where_no_depth_is_asked_for(tiny, make_split, open_cache, count_calls):
+    teacher, split = tiny(), make_split(20)
+    calls = count_calls(teacher)
+    for _ in range(2):
+        with open_cache(teacher, split, depths=()) as outputs:
+            assert all(outputs(batch).hidden is None for batch in passed(split))
+    assert len(calls) == len(passed(split))
+
+
+def test_other_weights_data_or_depths_have_another_key(tiny, make_split, open_cache, random_ranking, tmp_path):
+    teacher, split = tiny(), make_split(20)
+    cut = Candidate(0.6, (3, 0, 1), (16, 9, 0))
+    others = [
+        (teacher, split, (1, 3)),
+        (tiny(seed=1), split, (1, 3)),
+        (teacher, make_split(20, seed=9), (1, 3)),
+        (teacher, split.select(range(10)), (1, 3)),
+        (teacher, split, (2, 3)),
+        (extract(teacher, random_ranking(teacher), cut), split, (1, 3)),
+        (extract(teacher, random_ranking(teacher, 1), cut), split, (1, 3)),
+    ]
+    for number, (model, rows, depths) in enumerate(others, 1):
+        for _ in range(2):
+            with open_cache(model, rows, depths=depths):
+                pass
+        assert len(list((tmp_path / "teacher").iterdir())) == number
