@@ -93,6 +93,8 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         run_study(study, supernet, candidates, config.search, space.workshop)
         save_ledger(space.ledger, out / LEDGER)
         result = search_result(study, config.search, storage=storage)
+        teacher = _evaluate(space, space.teacher, space.task.validation)["metric"]
+        result["teacher"] = {"metric": teacher, **_size(space.teacher)}
         space.record(out, "search", "autodisc", result)
         dashboard.publish(storage, study.study_name, result, config.search.lam)
         return {**result, "cost": space.ledger.as_dict()}
