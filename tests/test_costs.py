@@ -48,11 +48,16 @@ def test_a_stage_inside_itself_is_counted_once(clock):
 
 def test_a_stage_that_raises_is_booked_and_closed(clock):
     ledger = Ledger()
-    with pytest.raises(KeyboardInterrupt), ledger.stage("outer"):
-        clock[0] += 1
-        with ledger.stage("inner"):
-            clock[0] += 2
-            raise KeyboardInterrupt
+
+    def work() -> None:
+        with ledger.stage("outer"):
+            clock[0] += 1
+            with ledger.stage("inner"):
+                clock[0] += 2
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
     with ledger.stage("next"):
         clock[0] += 4
     assert {name: cost.seconds for name, cost in ledger.stages.items()} == {"outer": 1, "inner": 2, "next": 4}

@@ -15,12 +15,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import TrainingError
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet
-from autodisc.search.storage import completed, enqueue_missing, quiet_optuna
+from autodisc.search.storage import ERROR, completed, enqueue_missing, run_trials
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
 from autodisc.tasks.metrics import decode
 
@@ -69,7 +68,9 @@ def run_study(
     """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total."""
     points = sorted(candidates)
     total = config.trials or len(points)
-    if config.low is None or total >= len(points):
+    sample = config.low is not None and total < len(points)
+    if not sample:
+        total = min(total, len(points))
         enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
 
     def objective(trial: optuna.Trial) -> float:
@@ -83,14 +84,9 @@ def run_study(
             trial.set_user_attr(name, attribute)
         return value
 
-    with quiet_optuna(), workshop.ledger.stage(STAGE), workshop.progress.stage(STAGE, total) as bar:
+    with workshop.ledger.stage(STAGE), workshop.progress.stage(STAGE, total) as bar:
         bar.advance(min(completed(study), total))
-        failures = 0
-        while completed(study) < total and failures < total:
-            before = completed(study)
-            study.optimize(objective, n_trials=1, catch=(TrainingError,))
-            succeeded = completed(study) > before
-            failures += not succeeded
+        for succeeded in run_trials(study, objective, total, sample=sample):
             bar.advance(int(succeeded))
 
 
@@ -123,6 +119,7 @@ def _suggest(trial: optuna.Trial, config: SearchConfig, points: list[float]) -> 
 def _attributes(measured: Measured) -> dict[str, Any]:
     heads, neurons = measured.candidate.heads, measured.candidate.neurons
     return {
+        "sparsity": measured.candidate.sparsity,
         "metric": measured.score.metric,
         "floor": measured.score.floor,
         "standard_error": measured.score.standard_error,
@@ -135,7 +132,9 @@ def _attributes(measured: Measured) -> dict[str, Any]:
 
 
 def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
-    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": trial.params.get("sparsity")}
+    # The point that was measured: what Optuna counts up from the range's low differs in the last digit.
+    sparsity = trial.user_attrs.get("sparsity", trial.params.get("sparsity"))
+    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": sparsity}
     names = ("metric", "floor", "standard_error", "scale", "params", "macs", "seconds", "candidate")
     row |= {name: trial.user_attrs.get(name) for name in names}
     if trial.state is TrialState.COMPLETE:
@@ -145,5 +144,5 @@ def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
             "feasible": score.feasible(config.margin),
         }
     else:
-        row |= {"tradeoff": None, "feasible": None, "error": trial.system_attrs.get("fail_reason", "interrupted")}
+        row |= {"tradeoff": None, "feasible": None, "error": trial.user_attrs.get(ERROR, "interrupted")}
     return row

@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 from autodisc.config import DistillationConfig
 from autodisc.distillation.schedule import Distilled, Workshop, distill_phase, distill_sandwich, passes_by_scale
 from autodisc.distillation.training import steps_for
-from autodisc.errors import TrainingError
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import extract
-from autodisc.search.storage import completed, enqueue_missing, quiet_optuna
+from autodisc.search.storage import completed, enqueue_missing, run_trials
 
 
 def run_maxidisc(
@@ -50,20 +49,15 @@ def run_maxidisc(
         trial.set_user_attr("assistant_metric", assistant.metric)
         trial.set_user_attr("seconds", after.seconds - before.seconds)
         trial.set_user_attr("flops", after.flops - before.flops)
-        others = [t.value for t in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))]
-        if all(other is None or distilled.metric > other for other in others):
+        others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        if all((distilled.metric, sparsity) > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
             keep(assistant, distilled)
         return distilled.metric
 
     stage = "maxidisc trials"
-    with quiet_optuna(), workshop.progress.stage(stage, len(points)) as bar:
+    with workshop.progress.stage(stage, len(points)) as bar:
         bar.advance(completed(study))
-        failures = 0
-        while completed(study) < len(points) and failures < len(points):
-            before_count = completed(study)
-            study.optimize(objective, n_trials=1, catch=(TrainingError,))
-            succeeded = completed(study) > before_count
-            failures += not succeeded
+        for succeeded in run_trials(study, objective, len(points)):
             settled()
             bar.advance(int(succeeded))
 

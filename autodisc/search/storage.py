@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,9 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from autodisc.errors import StudyError
+from autodisc.errors import StudyError, TrainingError
 
-FINGERPRINT = "fingerprint"
+FINGERPRINT, ERROR = "fingerprint", "error"
 
 
 def open_storage(storage: str) -> optuna.storages.BaseStorage:
@@ -78,15 +78,45 @@ def enqueue_missing(study: optuna.Study, points: list[dict[str, float]]) -> None
             study.enqueue_trial(point)
 
 
+def run_trials(
+    study: optuna.Study, objective: Callable[[optuna.Trial], float], total: int, *, sample: bool = False
+) -> Iterator[bool]:
+    """Run queued trials, then with ``sample`` the sampler's, until ``total`` are complete; yields each one's success.
+
+    A trial that raises TrainingError fails alone: a queue ends without it, a sampler draws at most ``total`` others.
+    A grid is never left to a sampler, which knows the bounds and not the points.
+    """
+
+    def recorded(trial: optuna.Trial) -> float:
+        try:
+            return objective(trial)
+        except Exception as error:
+            trial.set_user_attr(ERROR, " ".join(str(error).split()))  # Optuna only logs it
+            raise
+
+    failures = 0
+    while completed(study) < total and (_queued(study) or (sample and failures < total)):
+        before = completed(study)
+        with quiet_optuna():
+            study.optimize(recorded, n_trials=1, catch=(TrainingError,))
+        succeeded = completed(study) > before
+        failures += not succeeded
+        yield succeeded
+
+
 def completed(study: optuna.Study) -> int:
     return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
 
 
+def _queued(study: optuna.Study) -> bool:
+    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+
 @contextlib.contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Optuna's log lines off inside: our progress bar says the same."""
+    """Optuna's log lines off inside: our progress bar and the records say the same, without a failure's traceback."""
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         yield
     finally:

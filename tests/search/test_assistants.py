@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import copy
+
+import optuna
+import pytest
+import torch
+from optuna.trial import TrialState
+
+from autodisc.errors import StudyError, TrainingError
+from autodisc.models.inference import forward_macs
+from autodisc.models.layouts import encoder_parameters
+from autodisc.search import assistants
+from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
+from autodisc.search.storage import open_storage
+
+GRID = (0.1, 0.3, 0.5, 0.7, 0.85)
+
+
+def states(study) -> list[str]:
+    return [trial.state.name for trial in study.trials]
+
+
+def test_no_trial_trains_anything(bench):
+    before = copy.deepcopy(bench.supernet.model.state_dict())
+    bench.run(bench.open())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bench.supernet.model.state_dict().items())
+    assert all(p.grad is None for p in bench.supernet.model.parameters())
+
+
+def test_every_point_of_the_grid_is_visited_once(bench):
+    study = bench.open()
+    result = bench.run(study)
+    assert [row["sparsity"] for row in result["trials"]] == list(GRID)
+    assert states(study) == ["COMPLETE"] * 5
+
+
+def test_more_trials_than_points_are_the_points(bench):
+    study = bench.open()
+    bench.run(study, trials=9)
+    assert sorted(t.params["sparsity"] for t in study.trials) == list(GRID)
+
+
+def test_a_trial_records_what_it_measured(bench):
+    result = bench.run(bench.open(), lam=0.3)
+    task = bench.workshop.task
+    for row in result["trials"]:
+        candidate = bench.candidates()[row["sparsity"]]
+        cut = bench.supernet.extract(candidate)
+        assert row["metric"] == bench.workshop.metric(cut, candidate)
+        assert row["floor"] == task.metric.floor(task.validation.labels)
+        assert row["tradeoff"] == pytest.approx(row["metric"] + 0.3 * row["sparsity"])
+        assert "error" not in row
+        assert row["scale"] == pytest.approx(1 - row["sparsity"])
+        assert (row["params"], row["macs"]) == (encoder_parameters(cut), forward_macs(cut))
+        assert row["candidate"] == {"heads": list(candidate.heads), "neurons": list(candidate.neurons)}
+        assert row["seconds"] > 0
+    sizes = [(row["params"], row["macs"]) for row in result["trials"]]
+    assert sizes == sorted(sizes, reverse=True)
+
+
+def test_the_choice_is_optunas_own_best_trial(bench):
+    study = bench.open()
+    best = bench.run(study)["best"]
+    assert best["tradeoff"] == study.best_value == max(t.value for t in study.trials)
+
+
+def test_the_cost_of_the_trials_is_booked(bench):
+    bench.run(bench.open())
+    stage = bench.workshop.ledger.stages["trials"]
+    assert stage.flops > 0
+    assert stage.tokens > 5 * bench.workshop.task.validation.tokens
+
+
+def test_the_same_study_twice_chooses_alike(bench, parts):
+    first, again = (bench.run(bench.open(name)) for name in ("one", "two"))
+    assert vars(parts(first)) == vars(parts(again))
+
+
+def test_a_finished_study_runs_nothing_again(bench, monkeypatch):
+    first = bench.run(bench.open())
+    monkeypatch.setattr(assistants, "measure", None)
+    assert bench.run(bench.open()) == first
+
+
+def test_an_interrupted_study_goes_on_and_chooses_what_an_uninterrupted_one_chooses(bench, make_listener, parts):
+    expected = parts(bench.run(bench.open("whole")))
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(bench.open(), progress=make_listener("trials", after=2))
+    found = bench.open()
+    assert states(found).count("COMPLETE") == 2
+    assert vars(parts(bench.run(found))) == vars(expected)
+
+
+def test_a_trial_that_was_interrupted_is_run_again(bench, parts, monkeypatch):
+    expected = parts(bench.run(bench.open("whole")))
+
+    def interrupted(supernet, candidate, workshop):
+        if candidate.sparsity == 0.5:
+            raise KeyboardInterrupt
+        return measure(supernet, candidate, workshop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistants, "measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(bench.open())
+    assert vars(parts(bench.run(bench.open()))) == vars(expected)
+
+
+@pytest.mark.parametrize("suggested", [True, False], ids=["after suggesting", "before suggesting"])
+def test_a_trial_that_a_killed_run_left_running_is_closed_and_its_point_evaluated_again(bench, parts, suggested):
+    expected = parts(bench.run(bench.open("whole")))
+    study = bench.open()
+    bench.run(study, trials=2)
+    study.enqueue_trial({"sparsity": 0.7})
+    trial = study.ask()
+    if suggested:
+        trial.suggest_float("sparsity", 0.1, 0.85)
+    resumed = bench.open()
+    assert resumed.trials[trial.number].state == TrialState.FAIL
+    found = bench.run(resumed)
+    assert vars(parts(found)) == vars(expected)
+    assert states(resumed).count("COMPLETE") == 5
+    assert [row["error"] for row in found["trials"] if row["state"] == "FAIL"] == ["interrupted"]
+
+
+def test_two_trials_then_all_is_all(bench, parts):
+    expected = parts(bench.run(bench.open("whole")))
+    part = bench.run(bench.open(), trials=2)
+    assert [row["sparsity"] for row in part["trials"]] == [0.1, 0.3]
+    assert vars(parts(bench.run(bench.open()))) == vars(expected)
+
+
+def test_a_failed_trial_fails_alone(bench, parts, monkeypatch):
+    whole = bench.run(bench.open("whole"))
+
+    def bad(supernet, candidate, workshop):
+        if candidate.sparsity == 0.5:
+            raise TrainingError("predictions: NaN")
+        return measure(supernet, candidate, workshop)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistants, "measure", bad)
+        study = bench.open()
+        found = bench.run(study)
+    assert sorted(states(study)) == ["COMPLETE"] * 4 + ["FAIL"]
+    (failed,) = (row for row in found["trials"] if row["state"] == "FAIL")
+    assert (failed["sparsity"], failed["tradeoff"], failed["feasible"]) == (0.5, None, None)
+    assert "predictions: NaN" in failed["error"]
+    assert [row["sparsity"] for row in found["trials"] if row["state"] == "COMPLETE"] == [0.1, 0.3, 0.7, 0.85]
+    assert vars(parts(bench.run(bench.open()))) == vars(parts(whole))  # and is tried again when asked again
+
+
+def test_a_study_whose_trials_all_fail_ends(bench, monkeypatch):
+    def bad(*_):
+        raise TrainingError("predictions: NaN")
+
+    monkeypatch.setattr(assistants, "measure", bad)
+    study = bench.open()
+    assert bench.run(study)["best"] is None
+    assert states(study) == ["FAIL"] * 5
+
+
+def test_a_bad_set_up_stops_the_study(bench, monkeypatch):
+    def bad(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(assistants, "measure", bad)
+    study = bench.open()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        bench.run(study)
+    assert states(study).count("FAIL") == 1
+
+
+def test_another_configuration_is_refused_with_what_differs(bench):
+    bench.run(bench.open(teacher="t"))
+    with pytest.raises(StudyError, match=r"another configuration \(teacher: t -> u\)") as caught:
+        bench.open(teacher="u")
+    assert "\n" not in str(caught.value)
+
+
+def test_when_all_are_infeasible_nothing_is_chosen_and_optuna_agrees(bench):
+    study = bench.open()
+    result = bench.run(study, margin=1000.0)
+    assert result["best"] is None
+    assert not any(row["feasible"] for row in result["trials"])
+    for trial in study.trials:
+        assert trial.state == TrialState.COMPLETE
+        assert trial.constraints[FLOOR_CONSTRAINT] > 0
+    with pytest.raises(ValueError, match="feasible"):
+        _ = study.best_trial
+
+
+def test_a_metric_exactly_at_the_floor_is_infeasible_for_optuna_too(bench, monkeypatch):
+    def floored(supernet, candidate, workshop):
+        found = measure(supernet, candidate, workshop)
+        score = assistants.Score(candidate.sparsity, metric=0.5, floor=0.5, standard_error=0.1)
+        return assistants.Measured(score, found.scale, found.params, found.macs, found.seconds, candidate)
+
+    monkeypatch.setattr(assistants, "measure", floored)
+    study = bench.open()
+    assert bench.run(study, margin=0.0)["best"] is None
+    with pytest.raises(ValueError, match="feasible"):
+        _ = study.best_trial
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.05, 1.0])
+def test_ranking_again_from_the_trials_equals_a_fresh_run_under_that_lambda(bench, parts, lam):
+    study = bench.open()
+    bench.run(study, lam=0.2)
+    again = assistants.search_result(study, bench.config(lam=lam), storage="here")
+    fresh = bench.run(bench.open("fresh"), lam=lam)
+    assert vars(parts(again)) == vars(parts(fresh))
+
+
+RANGE = {"low": 0.2, "high": 0.8, "step": 0.15}
+POINTS = (0.2, 0.35, 0.5, 0.65, 0.8)
+
+
+def test_a_range_visits_every_point_where_trials_allow(bench):
+    study = bench.open()
+    result = bench.run(study, points=POINTS, **RANGE)
+    assert [row["sparsity"] for row in result["trials"]] == pytest.approx(POINTS)
+    assert states(study) == ["COMPLETE"] * 5
+
+
+def test_a_range_with_fewer_trials_is_sampled_on_its_points_alike_for_a_seed(bench):
+    points = tuple(round(0.2 + 0.05 * i, 6) for i in range(13))
+    settings = {"low": 0.2, "high": 0.8, "step": 0.05, "trials": 5}
+    runs = []
+    for name, seed in (("one", 1), ("two", 1), ("three", 2)):
+        result = bench.run(bench.open(name, seed=seed), points=points, **settings)
+        runs.append([row["sparsity"] for row in sorted(result["trials"], key=lambda row: row["number"])])
+    assert runs[0] == runs[1] != runs[2]
+    assert all(len(run) == 5 and set(run) <= set(points) for run in runs)
+
+
+def test_a_sampled_range_counts_its_trials_in_total_and_goes_on_with_other_points(bench):
+    points = tuple(round(0.2 + 0.05 * i, 6) for i in range(13))
+    settings = {"low": 0.2, "high": 0.8, "step": 0.05}
+    first = bench.run(bench.open(), points=points, trials=3, **settings)
+    study = bench.open()
+    found = bench.run(study, points=points, trials=6, **settings)
+    assert len(found["trials"]) == 6
+    suggested = [t.params["sparsity"] for t in study.trials]
+    assert suggested[3:] != suggested[:3]
+    assert [row for row in found["trials"] if row["number"] < 3] == first["trials"]
+
+
+def test_the_sampler_is_the_one_that_is_said(bench):
+    assert isinstance(bench.open().sampler, optuna.samplers.TPESampler)
+
+
+def test_one_point_is_a_study_of_one_trial(bench):
+    result = bench.run(bench.open(), points=(0.5,))
+    assert [row["sparsity"] for row in result["trials"]] == [0.5]
+    assert result["best"]["sparsity"] == 0.5
+
+
+def test_a_storage_that_cannot_be_had_is_one_line(tmp_path):
+    with pytest.raises(StudyError, match=r"search\.storage: 'nosuch://x' cannot be opened") as caught:
+        open_storage("nosuch://x")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import pytest
+
+from autodisc.config import DistillationConfig
+from autodisc.distillation.schedule import distill_sandwich
+from autodisc.distillation.training import steps_for
+from autodisc.errors import TrainingError
+from autodisc.pruning.candidates import candidate
+from autodisc.pruning.supernet import extract
+from autodisc.search import baselines
+from autodisc.search.baselines import baseline_result, chain_from, distill_direct, run_maxidisc
+
+CONFIG = DistillationConfig(epochs=1, batch_size=16, lr=1e-3)
+POINTS = (0.3, 0.5, 0.7)
+
+
+@pytest.fixture
+def maxidisc(tiny, random_ranking, make_workshop):
+    """Run maxidisc over ``points``; (kept pairs, result, workshop)."""
+    teacher = tiny(layers=2)
+    ranking = random_ranking(teacher)
+
+    def call(study, candidates, *, seed=0, **workshop_settings):
+        kept, settled = [], []
+        workshop = make_workshop(seed=seed, **workshop_settings)
+        run_maxidisc(
+            study,
+            teacher,
+            ranking,
+            candidates,
+            candidate(ranking, 0.9),
+            CONFIG,
+            workshop,
+            lambda *pair: kept.append(pair),
+            lambda: settled.append(len(study.trials)),
+        )
+        return kept, baseline_result(study, storage="here"), workshop
+
+    return call
+
+
+@pytest.fixture
+def candidates(tiny, random_ranking):
+    ranking = random_ranking(tiny(layers=2))
+    return {s: candidate(ranking, s) for s in POINTS}
+
+
+def test_a_maxidisc_trial_is_the_fixed_distillation_from_the_same_start(
+    bench, maxidisc, candidates, tiny, random_ranking, make_workshop, same_weights
+):
+    teacher = tiny(layers=2)
+    ranking = random_ranking(teacher)
+    one = {0.7: candidates[0.7]}
+    ((assistant, student),), result, _ = maxidisc(bench.open(), one, seed=3)
+    chain = chain_from(one, 0.7, candidate(ranking, 0.9))
+    start = extract(teacher, ranking, chain[0])
+    expected = distill_sandwich(teacher, start, ranking, chain, CONFIG, make_workshop(seed=3))
+    assert same_weights(assistant.model, expected[0].model)
+    assert same_weights(student.model, expected[1].model)
+    assert (result["best"]["assistant_metric"], result["best"]["student_metric"]) == (
+        expected[0].metric,
+        expected[1].metric,
+    )
+
+
+def test_every_assistant_is_tried_once_and_the_best_student_kept(bench, maxidisc, candidates):
+    kept, result, workshop = maxidisc(bench.open(), candidates)
+    assert [row["sparsity"] for row in result["trials"]] == list(POINTS)
+    metrics = [row["student_metric"] for row in result["trials"]]
+    assert result["best"]["student_metric"] == max(metrics) == kept[-1][1].metric
+    assert sum(row["flops"] for row in result["trials"]) == pytest.approx(workshop.ledger.total.flops)
+    assert sum(row["seconds"] for row in result["trials"]) <= workshop.ledger.total.seconds * 1.001
+
+
+def test_an_interrupted_baseline_runs_only_what_is_left(bench, maxidisc, candidates, make_listener):
+    whole = maxidisc(bench.open("whole"), candidates)[1]
+    with pytest.raises(KeyboardInterrupt):
+        maxidisc(bench.open(), candidates, progress=make_listener("maxidisc trials", after=2))
+    resumed = bench.open()
+    _, result, workshop = maxidisc(resumed, candidates)
+    assert [t.state.name for t in resumed.trials] == ["COMPLETE"] * 3
+    assert workshop.curves
+    numbers = [(row["sparsity"], row["assistant_metric"], row["student_metric"]) for row in result["trials"]]
+    assert numbers == [(row["sparsity"], row["assistant_metric"], row["student_metric"]) for row in whole["trials"]]
+
+
+def test_a_failed_trial_fails_alone(bench, maxidisc, candidates, monkeypatch):
+    def bad(teacher, assistant, ranking, chain, *others):
+        if chain[0].sparsity == 0.5:
+            raise TrainingError("the loss is nan")
+        return distill_sandwich(teacher, assistant, ranking, chain, *others)
+
+    monkeypatch.setattr(baselines, "distill_sandwich", bad)
+    _, result, _ = maxidisc(bench.open(), candidates)
+    assert [(row["sparsity"], row["state"]) for row in result["trials"]] == [
+        (0.3, "COMPLETE"),
+        (0.5, "FAIL"),
+        (0.7, "COMPLETE"),
+    ]
+    assert result["best"]["sparsity"] in (0.3, 0.7)
+
+
+def test_when_all_trials_fail_there_is_no_best(bench, maxidisc, candidates, monkeypatch):
+    def bad(*_):
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(baselines, "distill_sandwich", bad)
+    kept, result, _ = maxidisc(bench.open(), candidates)
+    assert (kept, result["best"], len(result["trials"])) == ([], None, 3)
+
+
+def test_a_tie_between_students_goes_to_the_sparser_assistant_whose_pair_is_kept(
+    bench, maxidisc, candidates, monkeypatch
+):
+    def tied(*others):
+        assistant, student = distill_sandwich(*others)
+        return assistant, type(student)(student.model, student.candidate, 0.5)
+
+    monkeypatch.setattr(baselines, "distill_sandwich", tied)
+    kept, result, _ = maxidisc(bench.open(), candidates)
+    assert result["best"]["sparsity"] == kept[-1][0].candidate.sparsity == 0.7
+
+
+def test_direct_takes_the_compute_of_a_mean_maxidisc_trial(candidates, tiny, random_ranking, make_task, make_workshop):
+    teacher = tiny(layers=2)
+    ranking = random_ranking(teacher)
+    task = make_task(train=48)
+    workshop = make_workshop(task)
+    student = candidate(ranking, 0.9)
+    distilled = distill_direct(teacher, ranking, candidates, student, CONFIG, workshop)
+    # Scales .7 .5 .3 and .1. From .7: (.7 + .1 + (.5 + .3) / 2) + (.1 + .5 + .3); from .5: (.5 + .1 + .3) + (.1 + .3);
+    # from .3: (.3 + .1) + .1. The student alone costs .1 a step.
+    ratio = ((0.7 + 0.1 + 0.4 + 0.9) + (0.9 + 0.4) + 0.5) / 3 / 0.1
+    steps = round(steps_for(task.train, 16, 1) * ratio)
+    assert steps == 39
+    assert workshop.curves["teacher to student"][-1]["step"] == steps
+    assert distilled.candidate == student
+
+
+def test_a_chain_runs_from_the_assistant_to_the_student(candidates, tiny, random_ranking):
+    student = candidate(random_ranking(tiny(layers=2)), 0.9)
+    assert [c.sparsity for c in chain_from(candidates, 0.5, student)] == [0.5, 0.7, 0.9]
+    assert [c.sparsity for c in chain_from(candidates, 0.7, student)] == [0.7, 0.9]
