@@ -75,10 +75,10 @@ class RecoveryConfig(Section):
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps; none: from the distillation's budget.")
     fraction: float = Field(
-        0.06, gt=0, le=1, description="Where steps is none: this fraction of the distillation's own steps."
+        0.045, gt=0, le=1, description="Where steps is none: this fraction of the distillation's own steps."
     )
-    lr: float = Field(3e-4, gt=0)
-    sandwich_size: int = Field(4, ge=1, description="Candidates a step: largest, smallest, the rest at random.")
+    lr: float = Field(1e-4, gt=0)
+    sandwich_size: int = Field(3, ge=1, description="Candidates a step: largest, smallest, the rest at random.")
 
 
 class SearchConfig(Section):
@@ -123,10 +123,10 @@ class SearchConfig(Section):
 class DistillationConfig(Section):
     """The fixed sandwich distillation, and each trial of the baselines."""
 
-    epochs: int = Field(5, ge=1, description="Passes over train, in each of the two phases.")
+    epochs: int = Field(4, ge=1, description="Passes over train, in each of the two phases.")
     batch_size: int = Field(32, ge=1, description="Examples a step.")
     accumulation: int = Field(1, ge=1, description="Micro-batches that a step is split into, to save memory.")
-    lr: float = Field(3e-4, gt=0)
+    lr: float = Field(2e-4, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps.")
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(5.0, gt=0, description="Largest gradient norm; 5 is the authors'.")
