@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from autodisc.config import DEFAULT_SPARSITIES, StudyConfig, differences, make_config, read_config, write_config
+from autodisc.errors import ConfigError
+
+
+def config(**overrides: Any) -> StudyConfig:
+    return make_config({"task": {"name": "sst2"}, "teacher": {"model": "m"}, **overrides})
+
+
+def refused(pattern: str, **overrides: Any) -> None:
+    with pytest.raises(ConfigError, match=pattern) as caught:
+        config(**overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_survives_yaml(tmp_path):
+    ours = config(
+        task={"name": "mine", "data": "some/data", "metric": "f1", "text_pair": "second", "limit_train": 100},
+        teacher={"model": "package:p/m", "finetune": {"epochs": 4}},
+        search={"sparsities": [0.5, 0.3], "lam": 0.1, "recovery": {"steps": 30}, "importance": {"rounds": 1}},
+        baseline={"strategies": ["direct"]},
+        cache={"dir": "/tmp/cache"},
+        runtime={"seed": 7, "precision": "fp32"},
+        student_sparsity=0.95,
+    )
+    write_config(ours, tmp_path / "config.yaml")
+    theirs = read_config(tmp_path / "config.yaml")
+    assert theirs == ours
+    assert differences(ours, theirs) == []
+    assert isinstance(theirs.task.data, Path)
+
+
+def test_a_file_holds_overrides_of_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("task: {name: sst2}\nteacher: {model: m}\nsearch: {lam: 0.5}\n")
+    read = read_config(tmp_path / "c.yaml")
+    assert read.search.lam == 0.5
+    assert read == config(search={"lam": 0.5})
+
+
+def test_settings_are_frozen():
+    with pytest.raises(ValueError, match="frozen"):
+        config().search.lam = 0.3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "overrides"),
+    [
+        (r"^serach: unknown setting; did you mean 'search'\?", {"serach": {}}),
+        (r"^search\.sparsity: unknown setting; did you mean 'sparsities'\?", {"search": {"sparsity": 0.5}}),
+        (r"^search\.recovery\.step: unknown setting; did you mean 'steps'\?", {"search": {"recovery": {"step": 3}}}),
+        (
+            r"^teacher\.finetune\.epoch: unknown setting; did you mean 'epochs'\?",
+            {"teacher": {"model": "m", "finetune": {"epoch": 3}}},
+        ),
+        (r"^cache\.zzz: unknown setting; known here: dir, max_gib", {"cache": {"zzz": 3}}),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest(pattern, overrides):
+    refused(pattern, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "overrides"),
+    [
+        (r"^distillation\.epochs: got 'many'; input should be a valid integer", {"distillation": {"epochs": "many"}}),
+        (r"^distillation\.epochs: got 1\.5; ", {"distillation": {"epochs": 1.5}}),
+        (r"^distillation\.batch_size: got 0; input should be greater than", {"distillation": {"batch_size": 0}}),
+        (r"^search\.scorer: got 'best'; input should be 'recovered' or 'pruned'", {"search": {"scorer": "best"}}),
+        (r"^search: got 3; ", {"search": 3}),
+        (r"^search\.lam: got -1; ", {"search": {"lam": -1}}),
+        (r"^search\.lam: got nan; ", {"search": {"lam": float("nan")}}),
+        (r"^baseline\.strategies\.0: got 'random'; ", {"baseline": {"strategies": ["random"]}}),
+        (r"^task\.metric: got 'acc'; .*'accuracy'", {"task": {"name": "x", "metric": "acc"}}),
+        (r"^runtime\.seed: got -1; ", {"runtime": {"seed": -1}}),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused_by_the_fields_name(pattern, overrides):
+    refused(pattern, **overrides)
+
+
+@pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan")])
+def test_a_student_outside_zero_and_one_is_refused(value):
+    refused(r"^student_sparsity: got .*expected a removed fraction in \(0, 1\)", student_sparsity=value)
+
+
+def test_a_percentage_is_told_how_to_write_it():
+    refused(r"student_sparsity: got 90; .*For 90 % removed write 0\.9\.", student_sparsity=90)
+    refused(r"search\.sparsities: .*got 50; .*For 50 % removed write 0\.5\.", search={"sparsities": [50]})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "overrides"),
+    [
+        (r"search\.sparsities: got 0\.9, at or beyond the student's 0\.9", {"search": {"sparsities": [0.5, 0.9]}}),
+        (r"got 0\.8, at or beyond", {"student_sparsity": 0.8, "search": {"low": 0.3, "high": 0.85}}),
+        (r"^search: .*give both", {"search": {"low": 0.3}}),
+        (r"^search: .*exclude each other", {"search": {"low": 0.3, "high": 0.5, "sparsities": [0.4]}}),
+        (r"^search: .*low: got 0\.6, above high = 0\.5", {"search": {"low": 0.6, "high": 0.5}}),
+        (r"search\.sparsities: .*empty grid", {"search": {"sparsities": []}}),
+    ],
+)
+def test_what_cannot_be_together_is_refused(pattern, overrides):
+    refused(pattern, **overrides)
+
+
+def test_the_experiment_has_no_default():
+    with pytest.raises(ConfigError, match=r"task: missing; .*teacher: missing; it has no default") as caught:
+        make_config({}, source="here.yaml")
+    assert str(caught.value).startswith("here.yaml: ")
+
+
+def test_several_mistakes_are_said_together():
+    refused(r"runtime\.seed: .*; serach: ", serach={}, runtime={"seed": -1})
+
+
+def test_the_default_grid_stays_below_the_student():
+    assert config().assistant_sparsities == DEFAULT_SPARSITIES
+    assert config(student_sparsity=0.6).assistant_sparsities == (0.3, 0.4, 0.5)
+    assert config(student_sparsity=0.2).assistant_sparsities == (0.1,)
+
+
+def test_a_grid_is_sorted_and_each_point_once():
+    assert config(search={"sparsities": [0.7, 0.3, 0.7]}).assistant_sparsities == (0.3, 0.7)
+
+
+def test_a_range_is_its_points():
+    assert config(search={"low": 0.3, "high": 0.6, "step": 0.1}).assistant_sparsities == (0.3, 0.4, 0.5, 0.6)
+    assert config(search={"low": 0.3, "high": 0.59, "step": 0.1}).assistant_sparsities == (0.3, 0.4, 0.5)
+    assert config(search={"low": 0.3, "high": 0.3}).assistant_sparsities == (0.3,)
+
+
+def test_differences_name_the_field_and_both_values():
+    ours, theirs = config(), config(search={"lam": 0.1}, runtime={"seed": 3, "threads": 2}, name="other")
+    assert differences(ours, theirs) == [
+        "name: study -> other",
+        "runtime.seed: 0 -> 3",
+        "runtime.threads: None -> 2",
+        "search.lam: 0.2 -> 0.1",
+    ]
+    assert differences(ours, theirs, ignore=("name", "runtime")) == ["search.lam: 0.2 -> 0.1"]
+    assert differences(ours, theirs, ignore=("na", "runtime.seed", "search.lam")) == [
+        "name: study -> other",
+        "runtime.threads: None -> 2",
+    ]
+
+
+def test_differences_see_a_section_that_one_side_lacks():
+    ours = config()
+    theirs = config(teacher={"model": "m", "finetune": {"epochs": 2}})
+    assert "teacher.finetune.epochs: None -> 2" in differences(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("", "expected a mapping of settings, got NoneType"),
+        ("- a\n- b\n", "expected a mapping of settings, got list"),
+        ("task: [unclosed\n", "not valid YAML"),
+        ("task: {name: x}\nteacher: {model: m}\nlam: 1\n", "lam: unknown setting"),
+    ],
+)
+def test_a_bad_file_is_one_line_that_names_it(tmp_path, text, pattern):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=pattern) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_missing_or_not_text_is_one_line(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read \(No such file"):
+        read_config(tmp_path / "none.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        read_config(tmp_path / "binary.yaml")
+
+
+def test_what_is_written_is_plain_yaml(tmp_path):
+    write_config(config(task={"name": "x", "data": "d"}), tmp_path / "c.yaml")
+    assert yaml.safe_load((tmp_path / "c.yaml").read_text())["task"]["data"] == "d"
