@@ -78,7 +78,7 @@ class RichProgress:
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Bar]:
-        if not self._console.is_terminal:
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             bar = _LineBar(name, total)
             broken = True
             try:

@@ -37,7 +37,8 @@ def test_a_stage_that_raises_says_it_stopped():
     assert "trials: stopped after" in console.file.getvalue()
 
 
-def test_stages_nest_on_a_terminal_and_may_follow_each_other():
+def test_stages_nest_on_a_terminal_and_may_follow_each_other(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     console = _console(tty=True)
     progress = terminal.RichProgress(console)
     for name in ("student", "assistant"):
@@ -51,7 +52,16 @@ def test_stages_nest_on_a_terminal_and_may_follow_each_other():
         assert words in text
 
 
-def test_a_stage_that_raises_frees_the_terminal():
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    console = _console(tty=True)
+    with terminal.RichProgress(console).stage("trials", 2) as bar:
+        bar.advance(2)
+    assert console.file.getvalue().startswith("trials: 2/2, ")
+
+
+def test_a_stage_that_raises_frees_the_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     progress = terminal.RichProgress(_console(tty=True))
     with pytest.raises(ValueError, match="boom"), progress.stage("one", 1):
         raise ValueError("boom")
