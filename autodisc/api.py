@@ -48,15 +48,15 @@ from autodisc.workspace import (
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
 
 LEDGER, SUPERNET, RANKING = "ledger.json", "supernet", "ranking.json"
-FREE = ("baseline", "cache", "name", "runtime.threads", "search.storage")  # settings that may change between calls
+FREE = ("baseline", "cache", "runtime.threads", "search.storage")  # settings that may change between calls
 FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
 
 
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it."""
     settings = config.teacher.finetune or FinetuneConfig()
-    if (out / CONFIG).exists() or (out / "config.json").exists():
-        raise StudyError(f"{out}: holds a model or a study already; give another --out")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
     with disk_errors(out.parent):
         space = open_workspace(config, progress=progress, finetune=True)
         finetune_classifier(space.teacher, settings, space.workshop)

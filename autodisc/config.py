@@ -7,6 +7,7 @@ overrides only. There is no default for the teacher or the data: they are the ex
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,7 +233,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_config(config: StudyConfig, path: Path) -> None:
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
+    os.replace(partial, path)  # a reader sees no half of it
 
 
 def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:

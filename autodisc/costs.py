@@ -46,7 +46,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.stages: dict[str, Cost] = {}
-        self.paid: dict[str, Any] = {}  # what a cache has charged this run for, by the cache's key
+        self.paid: dict[str, Any] = {}  # rows (boolean array) that a cache has charged this run for, by the cache's key
         self._open: list[tuple[str, float]] = []
         self._rates: dict[Hashable, _Rate] = {}
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import StudyConfig
@@ -67,7 +68,8 @@ class Workspace:
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
         if path.exists():
             ranking, cost = read_ranking(path)
-            self.ledger.charge("importance", cost)
+            if "importance" not in self.ledger.stages:  # a resumed run's ledger holds it
+                self.ledger.charge("importance", cost)
         else:
             ranking = rank_units(
                 self.teacher,
@@ -177,14 +179,23 @@ def read_ranking(path: Path) -> tuple[Ranking, Cost]:
 
 
 def save_ledger(ledger: Ledger, path: Path) -> None:
-    """Keep what was spent so far, so that a resumed run counts it too."""
-    write_json(path, {name: vars(cost) for name, cost in ledger.stages.items()})
+    """Keep what was spent and what it paid for, so that a resumed run counts all of it, once."""
+    write_json(
+        path,
+        {
+            "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
+            "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
+        },
+    )
 
 
 def resume_ledger(ledger: Ledger, path: Path) -> None:
     if path.exists():
-        for name, cost in json.loads(path.read_text()).items():
+        kept = json.loads(path.read_text())
+        for name, cost in kept["stages"].items():
             ledger.charge(name, Cost(**cost))
+        for key, (count, rows) in kept["paid"].items():
+            ledger.paid[key] = np.isin(np.arange(count), rows)
 
 
 @contextmanager
@@ -196,6 +207,6 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if isinstance(error, FileNotFoundError):
             raise
         raise AutodiscError(
-            f"{folder}: cannot be written ({error.strerror or error}); what was finished is kept, "
+            f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
