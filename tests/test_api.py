@@ -282,7 +282,7 @@ def test_a_teacher_of_another_task_is_refused_before_anything_is_written(config,
 
 
 def test_a_folder_that_holds_a_model_is_not_fine_tuned_into(config, furnished):
-    with pytest.raises(StudyError, match="holds a model or a study already") as caught:
+    with pytest.raises(StudyError, match="holds something already") as caught:
         api.finetune(config(teacher={"model": str(furnished / "encoder")}), furnished / "teacher")
     one_line(caught)
 
