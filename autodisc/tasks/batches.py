@@ -66,9 +66,11 @@ def batches(
     import torch
 
     columns = _columns(split)
+    longest = int(split.lengths.max())  # fits the model, so no batch is padded beyond it
     offsets = np.concatenate([[0], np.cumsum(split.lengths)])
     for rows in plan(split.lengths, batch_size=batch_size, generator=generator):
-        places = np.arange(split.lengths[rows].max())[None, :]  # (1, T)
+        T = min(padded_length(int(split.lengths[rows].max())), longest)
+        places = np.arange(T)[None, :]  # (1, T)
         real = places < split.lengths[rows, None]  # (B, T)
         sources = np.where(real, offsets[rows, None] + places, 0)  # (B, T)
         arrays = {
@@ -78,6 +80,15 @@ def batches(
         arrays["attention_mask"] = real
         inputs = {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
         yield Batch(rows, inputs, torch.from_numpy(split.labels[rows]))
+
+
+def padded_length(longest: int) -> int:
+    """T of a batch: even, from 32 on a multiple of 4.
+
+    Matrix libraries compile a kernel for every shape; fewer lengths cost some 3 % of padding and save more.
+    """
+    step = 2 if longest < 32 else 4
+    return -(-longest // step) * step
 
 
 def plan(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator | None) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from autodisc.tasks.batches import Batch, batches, number_of_batches, plan
+from autodisc.tasks.batches import Batch, batches, number_of_batches, padded_length, plan
 from autodisc.tasks.data import Split
 
 PAD = 99
@@ -43,7 +43,7 @@ def test_every_row_comes_once_a_pass(generator, count):
 def test_a_row_holds_its_own_tokens_and_padding_after_them(generator):
     split = split_of([3, 1, 5, 2, 4])
     for batch in batches(split, batch_size=2, pad_token_id=PAD, generator=generator):
-        T = max(split.lengths[batch.rows])
+        T = min(padded_length(max(split.lengths[batch.rows])), 5)
         for i, row in enumerate(batch.rows):
             n = split.lengths[row]
             assert batch.inputs["input_ids"][i].tolist() == [row] * n + [PAD] * (T - n)
@@ -117,3 +117,13 @@ def test_a_batch_moves_whole():
     moved = batch.to("meta")
     assert isinstance(moved, Batch)
     assert {x.device.type for x in (*moved.inputs.values(), moved.labels)} == {"meta"}
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(1, 2), (2, 2), (13, 14), (31, 32), (32, 32), (33, 36), (128, 128)])
+def test_lengths_are_rounded_up_to_few_values(longest, expected):
+    assert padded_length(longest) == expected
+
+
+def test_no_batch_is_padded_beyond_the_longest_row():
+    (batch,) = batches(split_of([33, 2]), batch_size=2, pad_token_id=PAD, generator=None)
+    assert batch.inputs["input_ids"].shape == (2, 33)
