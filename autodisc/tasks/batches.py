@@ -83,11 +83,12 @@ def batches(
 
 
 def padded_length(longest: int) -> int:
-    """T of a batch: even, from 32 on a multiple of 4.
+    """T of a batch: a multiple of 2, from 24 on of 4, from 48 on of 8.
 
-    Matrix libraries compile a kernel for every shape; fewer lengths cost some 3 % of padding and save more.
+    A CPU's matrix library compiles a kernel for every shape: a bf16 linear of 2,000 tokens took 1.4 ms, and the first
+    of its shape 7 ms (Xeon with AMX). Fewer lengths cost some 4 % of padding and save far more.
     """
-    step = 2 if longest < 32 else 4
+    step = 2 if longest < 24 else 4 if longest < 48 else 8
     return -(-longest // step) * step
 
 
