@@ -66,7 +66,7 @@ class ImportanceConfig(Section):
     """Σ over batches of |∂loss/∂mask| on training examples."""
 
     examples: int = Field(512, ge=1, description="Training examples a round, the same in each.")
-    rounds: int = Field(8, ge=1, description="1 is the paper; more re-estimate on what remains.")
+    rounds: int = Field(4, ge=1, description="1 is the paper; more re-estimate on what remains.")
     batch_size: int = Field(32, ge=1)
     normalise: bool = Field(False, description="L2 per layer before ranking, as the paper does in its one round.")
 
