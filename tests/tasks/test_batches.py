@@ -119,7 +119,9 @@ def test_a_batch_moves_whole():
     assert {x.device.type for x in (*moved.inputs.values(), moved.labels)} == {"meta"}
 
 
-@pytest.mark.parametrize(("longest", "expected"), [(1, 2), (2, 2), (13, 14), (23, 24), (25, 28), (47, 48), (49, 56), (128, 128)])
+@pytest.mark.parametrize(
+    ("longest", "expected"), [(1, 2), (2, 2), (13, 14), (23, 24), (25, 28), (47, 48), (49, 56), (128, 128)]
+)
 def test_lengths_are_rounded_up_to_few_values(longest, expected):
     assert padded_length(longest) == expected
 
