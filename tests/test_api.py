@@ -211,7 +211,8 @@ def test_settings_that_do_not_change_the_result_may_change(config, study, furnis
 
 def test_nothing_feasible_is_said_and_cannot_be_distilled(config, tmp_path):
     out = tmp_path / "study"
-    found = api.search(config(search={"scorer": "pruned", "sparsities": [0.85], "margin": 1000}), out)
+    nothing_left = {"scorer": "pruned", "sparsities": [0.98]}  # no head, no neuron: one answer for everything
+    found = api.search(config(student_sparsity=0.99, search=nothing_left), out)
     assert found["best"] is None
     with pytest.raises(StudyError, match="no candidate left the floor") as caught:
         api.distill(out)
