@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # torch's CPU matrix library compiles a kernel for every shape and forgets all but 1,024; batches by length and
     # layers of different widths make tens of thousands. With room for more a student's step took 0.6 of the time;
-    # a kernel takes some 0.4 MB, so room for all of them would take the memory.
+    # a kernel takes some 0.8 MB, so room for all of them would take the memory.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     debug = "--debug" in arguments
     try:

@@ -240,7 +240,7 @@ def write_config(config: StudyConfig, path: Path) -> None:
 
 def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
     """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out."""
-    left, right = _flat(ours.model_dump(mode="json")), _flat(theirs.model_dump(mode="json"))
+    left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())
@@ -248,11 +248,12 @@ def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ..
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one level: ``{"search": {"lam": 0.2}}`` is ``{"search.lam": 0.2}``."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

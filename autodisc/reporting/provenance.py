@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from autodisc.config import flatten
 from autodisc.reporting.records import Record
 
 _MACHINE = ("hardware", "cpus", "threads", "device", "precision")
@@ -33,7 +34,7 @@ def provenance(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
 
 def configuration(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     """Every setting as ``search.lam`` and its value."""
-    return tuple((key, _text(value)) for key, value in _flat(config).items())
+    return tuple((key, _text(value)) for key, value in flatten(config).items())
 
 
 def caveats(records: Sequence[Record]) -> tuple[str, ...]:
@@ -65,7 +66,7 @@ def _unlike(ours: Record, theirs: Record) -> list[tuple[str, Any, Any]]:
         (f"{split} data", print_, right["task"]["fingerprints"].get(split))
         for split, print_ in left["task"]["fingerprints"].items()
     ]
-    mine, other = _flat(left["config"]["distillation"]), _flat(right["config"]["distillation"])
+    mine, other = flatten(left["config"]["distillation"]), flatten(right["config"]["distillation"])
     pairs += [(f"distillation.{key}", mine.get(key), other.get(key)) for key in mine | other]
     return [pair for pair in pairs if pair[1] != pair[2]]
 
@@ -82,16 +83,6 @@ def _each(records: Sequence[Record], pick: Any) -> str:
     if len(holders) == 1:
         return next(iter(holders))
     return "; ".join(f"{value} ({', '.join(names)})" for value, names in holders.items())
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _text(value: Any) -> str:
