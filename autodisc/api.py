@@ -6,6 +6,7 @@ let a study choose the assistant, distil teacher -> assistant -> student.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from autodisc.models.checkpoints import load, save_model
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.progress import Progress
-from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.supernet import Supernet
 from autodisc.reporting import dashboard
 from autodisc.reporting.records import latest, read_records
-from autodisc.search.assistants import run_study, search_result
+from autodisc.search.assistants import Opened, run_study, search_result
 from autodisc.search.baselines import baseline_result, chain_from, distill_direct, run_maxidisc
 from autodisc.search.storage import open_study
 from autodisc.tasks.data import Split
@@ -47,7 +48,7 @@ from autodisc.workspace import (
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
 
-LEDGER, SUPERNET, RANKING = "ledger.json", "supernet", "ranking.json"
+LEDGER, SUPERNET, RANKING, CONFIG_JSON = "ledger.json", "supernet", "ranking.json", "config.json"
 FREE = ("baseline", "cache", "runtime.threads", "search.storage")  # settings that may change between calls
 FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
 
@@ -87,10 +88,9 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         )
         _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
         resume_ledger(space.ledger, out / LEDGER)
-        _keep_ranking(space, out)
+        _make_ranking(space, out)
         candidates = space.candidates
-        supernet = _supernet(space, out)
-        run_study(study, supernet, candidates, config.search, space.workshop)
+        run_study(study, _opened(space, out), candidates, config.search, space.workshop)
         save_ledger(space.ledger, out / LEDGER)
         result = search_result(study, config.search, storage=storage)
         teacher = _evaluate(space, space.teacher, space.task.validation)["metric"]
@@ -120,9 +120,12 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
         space = open_workspace(config, progress=progress)
         if space.teacher_fingerprint != searched.values["teacher"]["fingerprint"]:
             raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
-        _keep_ranking(space, study)
+        space.extra["ranking"], _ = read_ranking(study / RANKING)  # what the study was made by, and has paid for
         chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        start = _supernet_saved(space, study).extract(chain[0])
+        if (study / SUPERNET / CONFIG_JSON).exists():
+            start = _supernet_saved(space, study).extract(chain[0])
+        else:
+            start = space.workshop.cut(space.teacher, space.ranking(), chain[0])
         assistant, student = distill_sandwich(
             space.teacher, start, space.ranking(), chain, config.distillation, space.workshop
         )
@@ -202,38 +205,42 @@ def _made_of(space: Workspace) -> dict[str, Any]:
     }
 
 
-def _supernet(space: Workspace, out: Path) -> Supernet:
-    """The supernet that trials slice: recovered (once; found again by a resumed study), or only pruned."""
-    if (out / SUPERNET / "config.json").exists():
+def _make_ranking(space: Workspace, out: Path) -> None:
+    """Order the units once for the study in ``out``: other training rows or another seed would order otherwise."""
+    if (out / RANKING).exists():
+        space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
+    else:
+        ranking = space.ranking()
+        save_ledger(space.ledger, out / LEDGER)
+        write_ranking(out / RANKING, ranking, space.ledger.stages["importance"])
+
+
+def _opened(space: Workspace, out: Path) -> Opened:
+    """How a trial gets its candidate: cut out alone, or as a slice of the recovered supernet."""
+    if space.config.search.scorer == "pruned":
+        return lambda candidate: nullcontext(space.workshop.cut(space.teacher, space.ranking(), candidate))
+    return _recovered(space, out).active
+
+
+def _recovered(space: Workspace, out: Path) -> Supernet:
+    """The supernet after the shared recovery, made once; found again by a resumed study."""
+    if (out / SUPERNET / CONFIG_JSON).exists():
         return _supernet_saved(space, out)
     config, workshop = space.config, space.workshop
     nested = [*space.candidates.values(), space.student]
-    if config.search.scorer == "pruned":
-        supernet = Supernet(extract(space.teacher, space.ranking(), nested[0]), space.ranking())
-    else:
-        with workshop.teacher(space.teacher, config.distillation) as outputs:
-            supernet = recover(
-                outputs,
-                space.ranking(),
-                nested,
-                steps=recovery_steps(config.search.recovery, config.distillation, space.task),
-                recovery=config.search.recovery,
-                distillation=config.distillation,
-                workshop=workshop,
-            )
-    write_ranking(out / RANKING, space.ranking(), space.ledger.stages["importance"])
+    with workshop.teacher(space.teacher, config.distillation) as outputs:
+        supernet = recover(
+            outputs,
+            space.ranking(),
+            nested,
+            steps=recovery_steps(config.search.recovery, config.distillation, space.task),
+            recovery=config.search.recovery,
+            distillation=config.distillation,
+            workshop=workshop,
+        )
     save_model(supernet.extract(nested[0]), None, out / SUPERNET)
     save_ledger(space.ledger, out / LEDGER)
     return supernet
-
-
-def _keep_ranking(space: Workspace, out: Path) -> None:
-    """The order that the supernet in ``out`` was cut by: other training rows or another seed rank otherwise.
-
-    It is not charged again: the ledger that was kept beside it holds what it cost.
-    """
-    if (out / SUPERNET / "config.json").exists():
-        space.extra["ranking"], _ = read_ranking(out / RANKING)
 
 
 def _supernet_saved(space: Workspace, out: Path) -> Supernet:

@@ -63,12 +63,18 @@ class TeacherConfig(Section):
 
 
 class ImportanceConfig(Section):
-    """Σ over batches of |∂loss/∂mask| on training examples."""
+    """Pruning: importance, Σ over batches of |∂loss/∂mask| on training examples, and what is made of the cut."""
 
     examples: int = Field(512, ge=1, description="Training examples a round, the same in each.")
-    rounds: int = Field(4, ge=1, description="1 is the paper; more re-estimate on what remains.")
+    rounds: int = Field(
+        4, ge=1, description="1 is the paper; more re-estimate on what remains. Scorer pruned: 8 unless given."
+    )
     batch_size: int = Field(32, ge=1)
     normalise: bool = Field(False, description="L2 per layer before ranking, as the paper does in its one round.")
+    refit: bool = Field(
+        True,
+        description="Scorer pruned: refit what is cut to the teacher by least squares on the same examples.",
+    )
 
 
 class RecoveryConfig(Section):
@@ -98,6 +104,15 @@ class SearchConfig(Section):
     storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _more_rounds_where_nothing_trains(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("scorer") == "pruned":
+            importance = values.get("importance", {})
+            if isinstance(importance, dict):
+                return {**values, "importance": {"rounds": 8, **importance}}
+        return values
 
     @model_validator(mode="after")
     def _grid_or_range(self) -> SearchConfig:

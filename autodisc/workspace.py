@@ -21,7 +21,7 @@ from autodisc.errors import AutodiscError, ModelError
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
-from autodisc.pruning.importance import rank_units
+from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import make_runtime, seeded
 from autodisc.tasks.data import Task, load_task
@@ -62,7 +62,7 @@ class Workspace:
         made_of = [
             self.teacher_fingerprint,
             self.task.train.fingerprint,
-            importance.model_dump(),
+            importance.model_dump(exclude={"refit"}),
             (runtime.seed, runtime.precision, runtime.device.type, runtime.threads),
         ]
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
@@ -131,7 +131,9 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
-        workshop = Workshop(task, runtime, cache, config.cache.max_gib, ledger, progress)
+        pruning = config.search.importance
+        rows = calibration(task, pruning, runtime) if pruning.refit else None
+        workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
 
 

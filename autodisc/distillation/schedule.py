@@ -24,9 +24,10 @@ from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking
+from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
-from autodisc.tasks.data import Task
+from autodisc.tasks.data import Split, Task
 from autodisc.tasks.metrics import decode
 
 VALIDATION = "validation"
@@ -41,6 +42,7 @@ class Workshop:
     runtime: Runtime
     cache: Path
     max_gib: float
+    refit: Split | None = None  # training rows to refit a cut on where nothing trains it; none: it stays as it was cut
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress = field(default_factory=Silent)
     curves: Curves = field(default_factory=dict)
@@ -52,6 +54,13 @@ class Workshop:
             kind = (candidate.heads, candidate.neurons)
             logits = predict(model, task.validation, task=task, runtime=self.runtime, ledger=self.ledger, kind=kind)
             return task.metric.score(decode(logits, task.kind), task.validation.labels)
+
+    def cut(self, teacher: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
+        """``candidate`` as the ``pruned`` scorer sees it: cut out of the teacher, refitted where that is asked for."""
+        model = extract(teacher, ranking, candidate)
+        if self.refit is not None:
+            refit(model, teacher, self.refit, task=self.task, runtime=self.runtime, ledger=self.ledger)
+        return model
 
     def teacher(self, model: PreTrainedModel, config: DistillationConfig, folder: Path | None = None) -> TeacherCache:
         """The outputs of ``model`` on train; cached in ``folder``, by default the shared one."""

@@ -144,6 +144,24 @@ def embeddings(model: PreTrainedModel) -> list[nn.Module]:
     return [getattr(base, name) for name in names if hasattr(base, name)]
 
 
-def encoder_parameters(model: PreTrainedModel) -> int:
-    """Number of parameters of the layers, without embeddings and head: the part that shrinks."""
-    return sum(p.numel() for block in blocks(model) for p in block.layer.parameters())
+def encoder_parameters(
+    model: PreTrainedModel, heads: Sequence[int] | None = None, neurons: Sequence[int] | None = None
+) -> int:
+    """Number of parameters of the layers, without embeddings and head: the part that shrinks.
+
+    With ``heads`` and ``neurons``, kept units a layer, the number that a cut to them would have.
+    """
+    total = 0
+    for layer, block in enumerate(blocks(model)):
+        total += sum(p.numel() for p in block.layer.parameters())
+        if heads is not None:
+            total -= (block.heads - heads[layer]) * block.head_size * _unit(block.attention_in, block.attention_out)
+        if neurons is not None:
+            total -= (block.neurons - neurons[layer]) * _unit(block.ffn_in, block.ffn_out)
+    return total
+
+
+def _unit(sources: Sequence[nn.Linear], sink: nn.Linear) -> int:
+    """Parameters of a neuron, or of one of a head's columns: its rows and their biases, and its column."""
+    rows = sum(linear.weight.shape[1] + (linear.bias is not None) for linear in sources)
+    return rows + sink.weight.shape[0]

@@ -79,6 +79,13 @@ def estimate_importance(
     return Importance(heads, neurons)
 
 
+def calibration(task: Task, config: ImportanceConfig, runtime: Runtime) -> Split:
+    """The training rows that pruning looks at, drawn by the seed."""
+    count = min(config.examples, len(task.train))
+    rows = runtime.generator("importance").choice(len(task.train), count, replace=False)
+    return task.train.select(np.sort(rows))
+
+
 def rank_units(
     teacher: PreTrainedModel,
     task: Task,
@@ -90,9 +97,7 @@ def rank_units(
 ) -> Ranking:
     """Removal orders of the teacher's units, in ``config.rounds`` rounds of estimation."""
     ledger, progress = ledger or Ledger(), progress or Silent()
-    count = min(config.examples, len(task.train))
-    rows = runtime.generator("importance").choice(len(task.train), count, replace=False)
-    sample = task.train.select(np.sort(rows))
+    sample = calibration(task, config, runtime)
     kept = Kept.of(teacher.config)
     left = [[(layer, i) for layer, own in enumerate(k) for i in own] for k in (kept.heads, kept.neurons)]
     totals = [len(units) for units in left]

@@ -1,4 +1,4 @@
-"""The study of teacher assistants: a trial slices a candidate out of the supernet, evaluates it on validation,
+"""The study of teacher assistants: a trial runs as a candidate, evaluates it on validation,
 and returns the λ-tradeoff. No trial trains anything.
 """
 
@@ -6,24 +6,26 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
+from transformers import PreTrainedModel
 
 from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.pruning.candidates import Candidate
-from autodisc.pruning.supernet import Supernet
 from autodisc.search.storage import ERROR, completed, enqueue_missing, run_trials
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
 from autodisc.tasks.metrics import decode
 
 STAGE = "trials"
+Opened = Callable[[Candidate], AbstractContextManager[PreTrainedModel]]  # a model that runs as a candidate
 FLOOR_CONSTRAINT = "leaves the floor"
 
 
@@ -39,13 +41,14 @@ class Measured:
     candidate: Candidate
 
 
-def measure(supernet: Supernet, candidate: Candidate, workshop: Workshop) -> Measured:
+def measure(opened: Opened, candidate: Candidate, workshop: Workshop) -> Measured:
     """Evaluate one candidate on validation; raises TrainingError when its outputs are not finite."""
     task, seed = workshop.task, workshop.runtime.seed
     since = time.perf_counter()
-    with supernet.active(candidate) as model:
+    with opened(candidate) as model:
         kind = (candidate.heads, candidate.neurons)
         logits = predict(model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger, kind=kind)
+        params, macs = encoder_parameters(model, candidate.heads, candidate.neurons), forward_macs(model)
     labels, predictions = task.validation.labels, decode(logits, task.kind)
     score = Score(
         sparsity=candidate.sparsity,
@@ -53,14 +56,12 @@ def measure(supernet: Supernet, candidate: Candidate, workshop: Workshop) -> Mea
         floor=task.metric.floor(labels),
         standard_error=task.metric.standard_error(predictions, labels, seed),
     )
-    small = supernet.extract(candidate)
-    elapsed = time.perf_counter() - since
-    return Measured(score, candidate.scale, encoder_parameters(small), forward_macs(small), elapsed, candidate)
+    return Measured(score, candidate.scale, params, macs, time.perf_counter() - since, candidate)
 
 
 def run_study(
     study: optuna.Study,
-    supernet: Supernet,
+    opened: Opened,
     candidates: Mapping[float, Candidate],
     config: SearchConfig,
     workshop: Workshop,
@@ -75,7 +76,7 @@ def run_study(
 
     def objective(trial: optuna.Trial) -> float:
         sparsity = _suggest(trial, config, points)
-        measured = measure(supernet, candidates[sparsity], workshop)
+        measured = measure(opened, candidates[sparsity], workshop)
         value = tradeoff(measured.score.metric, sparsity, config.lam)
         lacks = infeasibility(measured.score, config.margin)
         # Optuna calls a constraint of exactly 0 met; ours must be clear of the floor.

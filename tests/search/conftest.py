@@ -44,7 +44,7 @@ class Bench:
     def run(self, study: optuna.Study, *, points=GRID, progress=None, **settings: Any) -> dict[str, Any]:
         config = search_config(**settings)
         workshop = self.workshop if progress is None else replace(self.workshop, progress=progress)
-        run_study(study, self.supernet, self.candidates(points), config, workshop)
+        run_study(study, self.supernet.active, self.candidates(points), config, workshop)
         return search_result(study, config, storage="here")
 
 

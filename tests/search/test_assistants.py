@@ -95,10 +95,10 @@ def test_an_interrupted_study_goes_on_and_chooses_what_an_uninterrupted_one_choo
 def test_a_trial_that_was_interrupted_is_run_again(bench, parts, monkeypatch):
     expected = parts(bench.run(bench.open("whole")))
 
-    def interrupted(supernet, candidate, workshop):
+    def interrupted(opened, candidate, workshop):
         if candidate.sparsity == 0.5:
             raise KeyboardInterrupt
-        return measure(supernet, candidate, workshop)
+        return measure(opened, candidate, workshop)
 
     with monkeypatch.context() as patch:
         patch.setattr(assistants, "measure", interrupted)
@@ -134,10 +134,10 @@ def test_two_trials_then_all_is_all(bench, parts):
 def test_a_failed_trial_fails_alone(bench, parts, monkeypatch):
     whole = bench.run(bench.open("whole"))
 
-    def bad(supernet, candidate, workshop):
+    def bad(opened, candidate, workshop):
         if candidate.sparsity == 0.5:
             raise TrainingError("predictions: NaN")
-        return measure(supernet, candidate, workshop)
+        return measure(opened, candidate, workshop)
 
     with monkeypatch.context() as patch:
         patch.setattr(assistants, "measure", bad)
@@ -192,8 +192,8 @@ def test_when_all_are_infeasible_nothing_is_chosen_and_optuna_agrees(bench):
 
 
 def test_a_metric_exactly_at_the_floor_is_infeasible_for_optuna_too(bench, monkeypatch):
-    def floored(supernet, candidate, workshop):
-        found = measure(supernet, candidate, workshop)
+    def floored(opened, candidate, workshop):
+        found = measure(opened, candidate, workshop)
         score = assistants.Score(candidate.sparsity, metric=0.5, floor=0.5, standard_error=0.1)
         return assistants.Measured(score, found.scale, found.params, found.macs, found.seconds, candidate)
 
