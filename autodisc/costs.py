@@ -47,6 +47,7 @@ class Ledger:
     def __init__(self) -> None:
         self.stages: dict[str, Cost] = {}
         self.paid: dict[str, Any] = {}  # rows (boolean array) that a cache has charged this run for, by the cache's key
+        self.decisions: dict[str, str] = {}  # what was decided by a measurement of this run, and the reason
         self._open: list[tuple[str, float]] = []
         self._rates: dict[Hashable, _Rate] = {}
 
@@ -121,8 +122,9 @@ class Ledger:
             cost.tokens += tokens
 
     def as_dict(self) -> dict[str, Any]:
-        """``{"seconds", "flops", "tokens", "peak_mib", "stages": {name: the same four}}``."""
-        return {**vars(self.total), "stages": {name: dict(vars(cost)) for name, cost in self.stages.items()}}
+        """``{"seconds", "flops", "tokens", "peak_mib", "stages": {name: those four}, "decisions": {of: why}}``."""
+        stages = {name: dict(vars(cost)) for name, cost in self.stages.items()}
+        return {**vars(self.total), "stages": stages, "decisions": dict(self.decisions)}
 
 
 def flop_counter() -> Any:

@@ -153,6 +153,7 @@ def test_the_total_is_the_sum_of_the_stages():
             "a": {"seconds": 1, "tokens": 2, "flops": 3, "peak_mib": 4},
             "b": {"seconds": 10, "tokens": 20, "flops": 30, "peak_mib": 3},
         },
+        "decisions": {},
     }
 
 

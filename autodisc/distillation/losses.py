@@ -4,13 +4,15 @@ L = (L_hidden + L_prediction) / 2        (arXiv:2205.14570; the authors' code)
 
 L_hidden is the mean squared error of hidden states over real tokens and depths; L_prediction the soft
 cross-entropy at temperature T (times T², Hinton et al. 2015), for regression the squared error of the output.
-Each is a sum divided by the totals of the *effective* batch, so micro-batches add up to the whole exactly.
+Each is a sum divided by what a step has on average, so micro-batches add up to the whole exactly, and batches of
+different sizes to a pass in which every example weighs the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -21,10 +23,10 @@ from autodisc.models.losses import label_loss
 
 @dataclass(frozen=True)
 class Totals:
-    """Real examples and tokens of the effective batch that a micro-batch belongs to."""
+    """Real examples and tokens that a step has on average: what its sums are divided by."""
 
-    examples: int
-    tokens: int
+    examples: float
+    tokens: float
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,50 @@ class TeacherOutput:
 
 
 def hidden_loss(
-    student: Sequence[torch.Tensor], teacher: torch.Tensor, mask: torch.Tensor, tokens: int
+    student: Sequence[torch.Tensor], teacher: torch.Tensor, mask: torch.Tensor, tokens: float
 ) -> torch.Tensor:
     """Squared error per depth, real token and channel.
 
     ``student``: one (B, T, C) per depth; ``teacher``: (real tokens, depths, C); ``mask``: (B, T), true for real.
     """
-    total = teacher.new_zeros(())
-    for depth, states in enumerate(student):
-        total = total + (states[mask].float() - teacher[:, depth]).square().mean(-1).sum()  # (tokens, C) -> ()
-    return total / (tokens * len(student))
+    channels = teacher.shape[-1]
+    positions = mask.flatten().nonzero().squeeze(1)
+    total = _SquaredDistance.apply(positions, teacher, *student)
+    return total / (tokens * len(student) * channels)
 
 
-def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float, examples: int) -> torch.Tensor:
+class _SquaredDistance(torch.autograd.Function):
+    """Σ over depths, real tokens and channels of (student − teacher)²; fp32.
+
+    The difference, kept from the forward, is the gradient but for a factor: a third of the passes over memory that
+    autograd makes for indexing, subtracting, squaring and averaging.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, positions: torch.Tensor, teacher: torch.Tensor, *student: torch.Tensor) -> torch.Tensor:
+        total = teacher.new_zeros(())
+        differences = []
+        for depth, states in enumerate(student):
+            rows = states.flatten(0, 1).index_select(0, positions).float()  # (tokens, C), ours to write
+            differences.append(rows.sub_(teacher[:, depth]))
+            total += torch.dot(rows.flatten(), rows.flatten())
+        ctx.save_for_backward(positions, *differences)
+        ctx.student = [(states.shape, states.dtype) for states in student]
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        positions, *differences = ctx.saved_tensors
+        grads = []
+        for difference, (shape, dtype) in zip(differences, ctx.student, strict=True):
+            rows = torch.zeros(shape, dtype=dtype, device=difference.device).flatten(0, 1)
+            grads.append(rows.index_copy_(0, positions, (difference * (2 * grad)).to(dtype)).view(shape))
+        return (None, None, *grads)
+
+
+def soft_cross_entropy(
+    student: torch.Tensor, teacher: torch.Tensor, temperature: float, examples: float
+) -> torch.Tensor:
     """Cross-entropy of (B, V) logits against the teacher's distribution, both at ``temperature``."""
     target = F.softmax(teacher / temperature, dim=-1)
     return -(target * F.log_softmax(student / temperature, dim=-1)).sum() * temperature**2 / examples

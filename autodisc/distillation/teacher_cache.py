@@ -3,7 +3,10 @@
 Logits and hidden states lie in memory-mapped files keyed by a fingerprint of weights, data, depths and
 precision; a row is computed the first time that anyone asks for it, and read afterwards: by search,
 distillation and baselines alike. A run is charged once for every row that it uses what the row cost to make,
-whether it was made in this run or found. Where the files would be too large, the teacher runs again.
+whether it was made in this run or found. Where the files would be too large, or where reading them turns out to be
+slower than computing (MEASURED_READS batches decide), the teacher runs again; the ledger records which and why.
+Hidden states are kept in half precision: half the bytes to read, and below what bf16 arithmetic resolves. A run
+that recomputes rounds alike.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split
 
 STAGE = "teacher outputs"
+MEASURED_READS = 8
 
 
 class TeacherCache:
@@ -52,17 +56,19 @@ class TeacherCache:
         classes = int(teacher.config.num_labels or 1)
         self._kind = ("teacher", tuple((block.heads, block.neurons) for block in blocks(teacher)))
         self._store: _Store | None = None
+        self._progress = progress or Silent()
+        self._reads, self._read = 0, Cost()
         tokens = int(self._offsets[-1])
         needed = 2 * tokens * len(depths) * self._width + 4 * len(split) * classes
         key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
         self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))
+        self._name = f"{STAGE} {key[:8]}"  # in the ledger's decisions
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
         if needed > max_gib * 2**30 or needed > free / 2:
-            (progress or Silent()).say(
-                f"teacher outputs would take {needed / 2**30:.1f} GiB (limit {max_gib:g}, free {free / 2**30:.1f}): "
-                "the teacher runs again for each batch"
+            self._recompute(
+                f"teacher outputs would take {needed / 2**30:.1f} GiB (limit {max_gib:g}, free {free / 2**30:.1f})"
             )
         else:
             shape = (tokens, len(depths), self._width)
@@ -92,10 +98,34 @@ class TeacherCache:
                 self._charge(rows)
             self._charged[rows] = True
             # Read back even what was just made: a cached run and an uncached one see the same rounding.
-            logits, states = self._store.read(rows, positions)
-            device = self.runtime.device
-            hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
-            return TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
+            with self.ledger.timed() as took:
+                logits, states = self._store.read(rows, positions)
+                device = self.runtime.device
+                hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
+                found = TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
+            self._reads += 1
+            if self._reads <= MEASURED_READS:
+                self._read.add(Cost(seconds=took.seconds, tokens=batch.tokens))
+            if self._reads == MEASURED_READS:
+                self._decide()
+            return found
+
+    def _decide(self) -> None:
+        """Go on reading, or compute from now on: whichever took less a token."""
+        assert self._store is not None
+        reading, computing = self._read.seconds / max(self._read.tokens, 1), self._store.rate()[0]
+        measured = f"{1e6 * reading:.2f} µs a token to read, {1e6 * computing:.2f} to compute"
+        if reading > computing:
+            self._store.close()
+            self._store = None
+            self._recompute(measured)
+        else:
+            what = "logits and hidden states, float16" if self.depths else "logits"
+            self.ledger.decisions[self._name] = f"read ({what}): {measured}"
+
+    def _recompute(self, reason: str) -> None:
+        self.ledger.decisions[self._name] = f"recompute: {reason}"
+        self._progress.say(f"{reason}: the teacher runs again for each batch")
 
     def _compute(self, batch: Batch) -> TeacherOutput:
         before = self.ledger.stages[STAGE].flops
@@ -107,7 +137,7 @@ class TeacherCache:
             ):
                 out = self.teacher(**batch.inputs, output_hidden_states=bool(self.depths))
             mask = batch.inputs["attention_mask"].bool()
-            states = [out.hidden_states[depth][mask].float() for depth in self.depths]
+            states = [out.hidden_states[depth][mask].half().float() for depth in self.depths]
             hidden = torch.stack(states, dim=1) if states else None  # (tokens, depths, C)
         if self._store is not None:
             self._store.book(took.seconds, self.ledger.stages[STAGE].flops - before, batch.tokens)

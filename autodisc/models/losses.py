@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 
-def label_loss(logits: torch.Tensor, labels: torch.Tensor, examples: int) -> torch.Tensor:
+def label_loss(logits: torch.Tensor, labels: torch.Tensor, examples: float) -> torch.Tensor:
     """Cross-entropy with gold classes (int64), or squared error with gold values (float)."""
     if labels.is_floating_point():
         return F.mse_loss(logits[:, 0], labels, reduction="sum") / examples

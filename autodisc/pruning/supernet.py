@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,15 +22,55 @@ from autodisc.pruning.surgery import keep, select_units
 
 
 class SlicedLinear(nn.Linear):
-    """A linear module that may use only its first rows and columns."""
+    """A linear module that may use only its first rows and columns.
+
+    Gradients go straight into the slice of ``weight.grad`` that is active. Autograd's own way, a view of the weight,
+    makes a zero-filled gradient of the whole weight for every candidate, and adds all of it.
+    """
 
     rows: int | None = None
     columns: int | None = None
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        weight: torch.Tensor = self.weight[: self.rows, : self.columns]
-        bias = None if self.bias is None else self.bias[: self.rows]
-        return nn.functional.linear(input, weight, bias)
+        device = input.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else input.dtype
+        with torch.autocast(device, enabled=False):
+            return _SlicedProduct.apply(input.to(dtype), self.weight, self.bias, self.rows, self.columns)
+
+
+class _SlicedProduct(torch.autograd.Function):
+    """``linear(x, weight[:rows, :columns], bias[:rows])`` in x's precision; parameters' gradients added in place."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: nn.Parameter,
+        bias: nn.Parameter | None,
+        rows: int | None,
+        columns: int | None,
+    ) -> torch.Tensor:
+        active = weight[:rows, :columns].to(x.dtype)
+        ctx.save_for_backward(x, active)
+        ctx.weight, ctx.bias = weight, bias
+        return nn.functional.linear(x, active, None if bias is None else bias[:rows].to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+        x, active = ctx.saved_tensors
+        rows, columns = active.shape
+        flat = grad.flatten(0, -2)  # (B * T, rows)
+        if ctx.weight.requires_grad:
+            _gradient(ctx.weight)[:rows, :columns].add_(flat.T @ x.flatten(0, -2))
+        if ctx.bias is not None and ctx.bias.requires_grad:
+            _gradient(ctx.bias)[:rows].add_(flat.sum(0))
+        return (grad @ active if ctx.needs_input_grad[0] else None), None, None, None, None
+
+
+def _gradient(parameter: nn.Parameter) -> torch.Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 class Supernet:

@@ -16,7 +16,7 @@ from autodisc.distillation.schedule import distill_phase, distill_sandwich, pass
 from autodisc.models.layouts import LAYOUTS, embeddings
 from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.supernet import Supernet, extract
-from autodisc.tasks.batches import batches
+from autodisc.tasks.batches import batches, number_of_batches
 
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
 CONFIG = DistillationConfig(epochs=2, batch_size=8, lr=1e-3)
@@ -49,6 +49,7 @@ def plain_distillation(student, teacher, task, runtime, config, *, steps, stage)
     optimizer = torch.optim.AdamW(groups, lr=config.lr)
     schedule = get_linear_schedule_with_warmup(optimizer, round(config.warmup * steps), steps)
     order = runtime.generator(stage, "order")
+    a_pass = number_of_batches(task.train, config.batch_size)
     passes = (
         batch
         for _ in itertools.count()
@@ -66,7 +67,12 @@ def plain_distillation(student, teacher, task, runtime, config, *, steps, stage)
             prediction = F.mse_loss(out.logits, target.logits)
         else:
             prediction = F.cross_entropy(out.logits, target.logits.softmax(-1))
-        loss = (torch.stack(hidden).mean() + prediction) / 2
+        # Every example and token weighs the same in a pass, whatever batch it fell into.
+        share_of_tokens, share_of_examples = (
+            batch.tokens * a_pass / task.train.tokens,
+            len(batch) * a_pass / len(task.train),
+        )
+        loss = (torch.stack(hidden).mean() * share_of_tokens + prediction * share_of_examples) / 2
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, config.clip)

@@ -6,6 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from autodisc.costs import Ledger
+from autodisc.distillation import teacher_cache
 from autodisc.distillation.teacher_cache import STAGE, TeacherCache
 from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
@@ -145,6 +146,39 @@ def test_above_the_limit_the_teacher_runs_again_and_that_is_said_once(
     assert len(listener.said) == 1
     assert "the teacher runs again" in listener.said[0]
     assert ledger.stages[STAGE].tokens == 2 * sum(batch.padded_tokens for batch in passed(split))
+
+
+def test_reading_goes_on_where_it_is_faster_and_the_record_says_why(tiny, make_split, open_cache, count_calls):
+    teacher, split, ledger = tiny(layers=6), make_split(64), Ledger()
+    calls = count_calls(teacher)
+    with open_cache(teacher, split, ledger=ledger) as outputs:
+        for _ in range(6):
+            for batch in passed(split):
+                outputs(batch)
+    assert len(calls) == len(passed(split))
+    (reason,) = ledger.as_dict()["decisions"].values()
+    assert reason.startswith("read (logits and hidden states, float16)")
+
+
+def test_computing_takes_over_where_it_is_faster_with_the_same_values(
+    tiny, make_split, open_cache, count_calls, make_listener, monkeypatch
+):
+    teacher, split, ledger, listener = tiny(), make_split(64), Ledger(), make_listener()
+    calls = count_calls(teacher)
+    monkeypatch.setattr(teacher_cache._Store, "rate", lambda self: (1e-12, 1.0))
+    with open_cache(teacher, split, ledger=ledger, progress=listener) as outputs:
+        before = [outputs(batch) for batch in passed(split)]
+        for _ in range(teacher_cache.MEASURED_READS):
+            outputs(passed(split)[0])
+        made = len(calls)
+        after = [outputs(batch) for batch in passed(split)]
+    assert len(calls) - made == len(passed(split))
+    for first, second in zip(before, after, strict=True):
+        assert torch.equal(first.hidden, second.hidden)
+        assert torch.equal(first.logits, second.logits)
+    (reason,) = ledger.as_dict()["decisions"].values()
+    assert reason.startswith("recompute: ")
+    assert len(listener.said) == 1
 
 
 def test_logits_alone_are_cached_where_no_depth_is_asked_for(tiny, make_split, open_cache, count_calls):
