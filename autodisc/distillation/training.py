@@ -3,6 +3,12 @@
 A step draws what it trains (the sandwich's candidates), splits its batch into micro-batches, and runs forward
 and backward once for each (micro-batch, candidate), adding gradients in place; then clips and steps. All that
 changes from step to step stands in ``TrainingState``.
+
+loss of a step = Σ over its examples / E,  E = examples of a pass / its steps        (of hidden states: tokens)
+
+Batches hold a budget of tokens, so their sizes differ. Divided by their own, an example among few long ones would
+weigh more than one among many short ones; with E each weighs the same, and a step's gradient has the same expected
+scale as with a fixed number of examples.
 """
 
 from __future__ import annotations
@@ -100,6 +106,7 @@ def train(
     order = runtime.generator(stage, "order")
     draws = runtime.generator(stage, "draws")
     a_pass = number_of_batches(split, settings.batch_size)
+    expected = Totals(examples=len(split) / a_pass, tokens=split.tokens / a_pass)
     with (
         seeded(runtime.seed),
         trainable_attention(model, runtime),
@@ -111,7 +118,7 @@ def train(
             model.train(settings.dropout)  # each pass anew: evaluation switches it off
             for batch in passed:
                 drawn = objective.draw(draws)
-                loss = _accumulate(batch, objective, drawn, settings, accelerator, runtime, ledger)
+                loss = _accumulate(batch, objective, drawn, expected, settings, accelerator, runtime, ledger)
                 if not math.isfinite(loss):
                     raise TrainingError(
                         f"{stage}: the loss is {loss} at step {state.step + 1}; lower lr (now {settings.lr:g}), "
@@ -141,13 +148,13 @@ def _accumulate(
     batch: Batch,
     objective: Objective,
     drawn: Any,
+    totals: Totals,
     settings: TrainingSettings,
     accelerator: Accelerator,
     runtime: Runtime,
     ledger: Ledger,
 ) -> float:
-    """Add the gradients of one effective batch; its loss."""
-    totals = Totals(examples=len(batch.rows), tokens=batch.tokens)
+    """Add the gradients of one effective batch; its loss, a share of ``totals``."""
     losses: list[torch.Tensor] = []
     for micro in batch.split(settings.accumulation):
         micro = micro.to(runtime.device)

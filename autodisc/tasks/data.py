@@ -169,10 +169,10 @@ def _held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
 
 
 def _split(name: str, tokens: Dataset, labels: np.ndarray) -> Split:
-    lists = {column: tokens.data.column(column).combine_chunks() for column in tokens.column_names}
-    lengths = lists["input_ids"].value_lengths().to_numpy().astype(np.int64)
-    content = [array.flatten().to_numpy().tobytes() for array in lists.values()]
-    fingerprint = _digest(lengths.tobytes(), labels.tobytes(), *content)
+    lists = {column: tokens.data.column(column).chunks for column in tokens.column_names}
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in lists["input_ids"]]).astype(np.int64)
+    content = (chunk.flatten().to_numpy().data for chunks in lists.values() for chunk in chunks)  # views into the file
+    fingerprint = _digest(lengths.data, labels.data, *content)
     return Split(name, tokens, lengths, labels, fingerprint)
 
 
@@ -240,7 +240,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _digest(*parts: bytes) -> str:
+def _digest(*parts: bytes | memoryview) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)

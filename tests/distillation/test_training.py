@@ -76,6 +76,19 @@ def test_a_batch_of_eight_is_eight_examples_in_any_number_of_micro_batches(tiny,
     assert [p["loss"] for p in one.curve] == pytest.approx([p["loss"] for p in other.curve], rel=1e-5)
 
 
+def test_an_example_weighs_the_same_in_whatever_batch(tiny, fit, make_task):
+    model, split = tiny(), make_task().train
+    number = number_of_batches(split, 8)
+    curve = fit(model, steps=number, lr=0.0).curve
+    with torch.no_grad():
+        each = [
+            F.cross_entropy(model(input_ids=torch.tensor([row["input_ids"]])).logits, torch.tensor([int(label)]))
+            for row, label in zip(split.rows, split.labels, strict=True)
+        ]
+    assert len(curve) == number
+    assert sum(point["loss"] for point in curve) / number == pytest.approx(float(torch.stack(each).mean()), rel=1e-5)
+
+
 def test_the_same_seed_gives_the_same_weights_bit_for_bit(tiny, fit, same_weights):
     models = []
     for seed in (5, 5, 6):

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import datasets
 import numpy as np
+import psutil
+import pyarrow as pa
 import pytest
 import torch
 
@@ -24,19 +29,64 @@ def generators() -> list[np.random.Generator | None]:
     return [None, np.random.default_rng(0)]
 
 
+def sentences(mean: int, count: int) -> np.ndarray:
+    """sst2 has 13 tokens a sentence with a long tail, mrpc 53 a pair; a log-normal is wider than either."""
+    lengths = np.random.default_rng(2).lognormal(np.log(mean), 0.5, count)
+    return np.clip(lengths, 3, 128).astype(np.int64)
+
+
+def longest(rows: np.ndarray, lengths: np.ndarray) -> int:
+    return min(padded_length(int(lengths[rows].max())), int(lengths.max()))
+
+
 def padding(batch_list: list[np.ndarray], lengths: np.ndarray) -> float:
-    padded = sum(len(rows) * lengths[rows].max() for rows in batch_list)
+    padded = sum(len(rows) * longest(rows, lengths) for rows in batch_list)
     return 1 - lengths.sum() / padded
 
 
+@pytest.mark.parametrize("mixed", [True, False])
 @pytest.mark.parametrize("generator", generators())
 @pytest.mark.parametrize("count", [1, 4, 23])
-def test_every_row_comes_once_a_pass(generator, count):
+def test_every_row_comes_once_a_pass(generator, count, mixed):
     split = split_of(np.random.default_rng(1).integers(1, 9, count))
-    got = list(batches(split, batch_size=4, pad_token_id=PAD, generator=generator))
+    got = list(batches(split, batch_size=4, pad_token_id=PAD, generator=generator, mixed=mixed))
     assert sorted(np.concatenate([batch.rows for batch in got])) == list(range(count))
-    assert len(got) == number_of_batches(split, 4)
     assert sum(batch.tokens for batch in got) == split.tokens
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(1, 8), (5, 100), (33, 8), (64, 8), (700, 32), (3000, 1), (3000, 3)])
+def test_a_training_pass_has_the_same_number_of_batches_whatever_the_seed(count, batch_size):
+    split = split_of(np.random.default_rng(3).integers(1, 30, count), types=False)
+    number = number_of_batches(split, batch_size)
+    assert 0.95 * count / batch_size <= number <= -(-count // batch_size)
+    for seed in range(3):
+        generator = np.random.default_rng(seed)
+        assert len(plan(split.lengths, batch_size=batch_size, generator=generator)) == number
+
+
+@pytest.mark.parametrize("mean", [13, 53])
+def test_training_batches_of_one_length_are_of_one_size_within_one_budget(mean):
+    lengths = sentences(mean, 5000)
+    sizes: dict[int, list[int]] = {}
+    for rows in plan(lengths, batch_size=32, generator=np.random.default_rng(0)):
+        sizes.setdefault(longest(rows, lengths), []).append(len(rows))
+    last = sizes[min(sizes)]  # a pass ends with what is left of the shortest rows
+    assert sum(len(set(found)) > 1 for found in sizes.values()) <= 1
+    assert len(set(last)) <= 2
+    tokens = [T * max(found) for T, found in sizes.items() if min(sizes) != T]
+    assert max(tokens) - min(tokens) <= max(sizes)
+    assert max(tokens) < 1.1 * 32 * lengths.mean()
+
+
+def test_rows_of_one_length_make_batches_of_the_size_asked_for():
+    cut = plan(np.full(64, 7), batch_size=8, generator=np.random.default_rng(0))
+    assert [len(rows) for rows in cut] == [8] * 8
+
+
+def test_unmixed_batches_hold_one_padded_length():
+    lengths = sentences(53, 400)
+    for rows in plan(lengths, batch_size=64, generator=None, mixed=False):
+        assert len({longest(rows[i : i + 1], lengths) for i in range(len(rows))}) == 1
 
 
 @pytest.mark.parametrize("generator", generators())
@@ -87,12 +137,57 @@ def test_shuffled_batches_do_not_come_in_order_of_length():
 
 @pytest.mark.parametrize("count", [3672, 20000])
 @pytest.mark.parametrize("mean", [13, 53])
-@pytest.mark.parametrize("generator", generators())
-def test_padding_is_below_a_tenth_of_the_tokens(count, mean, generator):
-    # sst2 has 13 tokens a sentence with a long tail, mrpc 53 a pair; a log-normal is wider than either
-    rng = np.random.default_rng(2)
-    lengths = np.clip(rng.lognormal(np.log(mean), 0.5, count), 3, 128).astype(np.int64)
-    assert padding(plan(lengths, batch_size=32, generator=generator), lengths) < 0.1
+def test_padding_is_below_a_twentieth_of_what_is_computed(count, mean):
+    lengths = sentences(mean, count)
+    assert padding(plan(lengths, batch_size=32, generator=np.random.default_rng(0)), lengths) < 0.05
+    assert padding(plan(lengths[:400], batch_size=64, generator=None, mixed=False), lengths[:400]) < 0.05
+
+
+def mapped(path: Path, lengths: np.ndarray, chunk: int) -> Split:
+    """A split in a file of chunks, as tokenising writes it; row i holds i, i + 1, and so on."""
+    schema = pa.schema({"input_ids": pa.list_(pa.int32())})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for first in range(0, len(lengths), chunk):
+            own = lengths[first : first + chunk]
+            offsets = np.concatenate([[0], np.cumsum(own)])
+            tokens = np.arange(offsets[-1]) + np.repeat(first + np.arange(len(own)) - offsets[:-1], own)
+            lists = pa.ListArray.from_arrays(offsets.astype(np.int32), tokens.astype(np.int32))
+            writer.write_batch(pa.record_batch([lists], schema=schema))
+    return Split("train", datasets.Dataset.from_file(str(path)), lengths, np.arange(len(lengths)), "print")
+
+
+@pytest.mark.parametrize(
+    "chosen", [range(50), range(13, 37), [40, 3, 3, 17], range(49, -1, -1)], ids=["all", "slice", "some", "reversed"]
+)
+def test_tokens_of_a_selection_come_from_the_right_place_in_a_file_of_many_chunks(tmp_path, chosen):
+    split = mapped(tmp_path / "split.arrow", np.random.default_rng(0).integers(1, 9, 50), chunk=7)
+    split = split.select(list(chosen)).select(np.arange(len(chosen))[1:])
+    for batch in batches(split, batch_size=4, pad_token_id=PAD, generator=np.random.default_rng(0)):
+        for ids, mask, label in zip(
+            batch.inputs["input_ids"], batch.inputs["attention_mask"], batch.labels, strict=True
+        ):
+            n = int(mask.sum())
+            assert ids[:n].tolist() == list(range(int(label), int(label) + n))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="tells a process's own memory from its mapped files")
+def test_a_pass_over_a_mapped_file_takes_no_memory_for_its_tokens(tmp_path):
+    def own_mib() -> float:  # uss would count the pages of the file
+        memory = psutil.Process().memory_info()
+        return (memory.rss - memory.shared) / 2**20
+
+    split = mapped(tmp_path / "split.arrow", np.full(100_000, 128), chunk=1000)
+    assert (tmp_path / "split.arrow").stat().st_size > 50e6
+    list(batches(split.select(range(100)), batch_size=32, pad_token_id=PAD, generator=np.random.default_rng(0)))
+    before = own_mib()
+    seen = most = 0.0
+    part = split.select(np.arange(99_999)[::-1])
+    for i, batch in enumerate(batches(part, batch_size=32, pad_token_id=PAD, generator=np.random.default_rng(0))):
+        seen += batch.tokens
+        if i % 500 == 0:
+            most = max(most, own_mib() - before)
+    assert seen == part.tokens
+    assert most < 15  # the tokens are 49 MiB; lengths, labels and places some 5
 
 
 @pytest.mark.parametrize("parts", [1, 2, 3, 9])
@@ -120,7 +215,8 @@ def test_a_batch_moves_whole():
 
 
 @pytest.mark.parametrize(
-    ("longest", "expected"), [(1, 2), (2, 2), (13, 14), (23, 24), (25, 28), (47, 48), (49, 56), (128, 128)]
+    ("longest", "expected"),
+    [(1, 1), (7, 7), (9, 10), (13, 14), (23, 24), (25, 28), (47, 48), (49, 52), (97, 104), (128, 128)],
 )
 def test_lengths_are_rounded_up_to_few_values(longest, expected):
     assert padded_length(longest) == expected
