@@ -140,7 +140,7 @@ class DistillationConfig(Section):
     """The fixed sandwich distillation, and each trial of the baselines."""
 
     epochs: int = Field(4, ge=1, description="Passes over train, in each of the two phases.")
-    batch_size: int = Field(32, ge=1, description="Examples a step.")
+    batch_size: int = Field(32, ge=1, description="Examples a step, on average: a batch holds a budget of tokens.")
     accumulation: int = Field(1, ge=1, description="Micro-batches that a step is split into, to save memory.")
     lr: float = Field(2e-4, gt=0)
     warmup: float = Field(0.1, ge=0, lt=1, description="Fraction of the steps.")

@@ -70,7 +70,7 @@ class _SquaredDistance(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         positions, *differences = ctx.saved_tensors
         grads = []
         for difference, (shape, dtype) in zip(differences, ctx.student, strict=True):

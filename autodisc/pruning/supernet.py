@@ -56,7 +56,7 @@ class _SlicedProduct(torch.autograd.Function):
         return nn.functional.linear(x, active, None if bias is None else bias[:rows].to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, active = ctx.saved_tensors
         rows, columns = active.shape
         flat = grad.flatten(0, -2)  # (B * T, rows)
