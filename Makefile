@@ -17,8 +17,14 @@ style: $(VENV)/.style
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# make bench TEACHER=teachers/mrpc TASK=mrpc DATA=data/mrpc STUDENT=runs/mrpc/student THREADS=1
+# What has no inputs is skipped with a line; speed.py alone needs none of them: make bench RANDOM_BASE=1
+bench: threads = $(if $(THREADS),--threads $(THREADS))
+bench: inputs = --teacher "$(TEACHER)" --task "$(TASK)" --data "$(DATA)" $(threads)
 bench: $(VENV)/.demo
-	@for script in benchmarks/*.py; do [ ! -e "$$script" ] || $(BIN)/python "$$script" || exit 1; done
+	@$(BIN)/python benchmarks/speed.py $(if $(RANDOM_BASE),--random-base $(threads),$(inputs))
+	@$(if $(and $(TEACHER),$(TASK),$(DATA)),$(BIN)/python benchmarks/pruning.py $(inputs),echo "pruning.py skipped: it takes TEACHER, TASK and DATA")
+	@$(if $(and $(TEACHER),$(STUDENT)),$(BIN)/python benchmarks/latency.py --teacher "$(TEACHER)" --student "$(STUDENT)" $(threads),echo "latency.py skipped: it takes TEACHER and STUDENT")
 
 # A stamp a set of extras: installed again only when what is installed has changed.
 $(VENV)/.demo: extras = demo
