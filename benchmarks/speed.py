@@ -132,7 +132,7 @@ class Bench:
             _tokens(passed),
         )
 
-    def plain(self) -> Stage:
+    def alone(self) -> Stage:
         return self._recovery(self.candidates[-1:])
 
     def recovery(self) -> Stage:
@@ -264,7 +264,7 @@ STAGES: dict[str, Callable[[Bench], Stage]] = {
     "importance": Bench.importance,
     "teacher cache, filled": Bench.cache_fill,
     "teacher cache, read": Bench.cache_read,
-    "plain distillation": Bench.plain,
+    "plain distillation": Bench.alone,
     "recovery (sandwich)": Bench.recovery,
     "trial": Bench.trial,
     "phase 1": Bench.phase_1,
@@ -286,8 +286,8 @@ def random_base(options: argparse.Namespace, folder: Path) -> Bench:
     with seeded(runtime.seed):
         teacher = BertForSequenceClassification(BertConfig(num_labels=2)).to(runtime.device)
     L, H, N = base_shape(teacher.config)
-    orders = [[divmod(int(i), n) for i in rng.permutation(L * n)] for n in (H, N)]
-    return Bench(teacher, Ranking(*map(tuple, orders), layers=L), Workshop(task, runtime, folder, 64.0), options)
+    heads, neurons = (tuple(divmod(int(i), n) for i in rng.permutation(L * n)) for n in (H, N))
+    return Bench(teacher, Ranking(heads, neurons, L), Workshop(task, runtime, folder, 64.0), options)
 
 
 def given(options: argparse.Namespace, folder: Path) -> Bench:
