@@ -12,6 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from autodisc import prediction
 from autodisc.config import (
     CONFIG,
     JOURNAL,
@@ -46,7 +47,7 @@ from autodisc.workspace import (
     write_ranking,
 )
 
-__all__ = ["baseline", "distill", "evaluate", "finetune", "load", "run", "search"]
+__all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
 LEDGER, SUPERNET, RANKING, CONFIG_JSON = "ledger.json", "supernet", "ranking.json", "config.json"
 FREE = ("baseline", "cache", "runtime.threads", "search.storage")  # settings that may change between calls
@@ -98,6 +99,13 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         space.record(out, "search", "autodisc", result)
         dashboard.publish(storage, study.study_name, result, config.search.lam)
         return {**result, "cost": space.ledger.as_dict()}
+
+
+def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> dict[str, Any]:
+    """What ``search`` would cost from nothing, from a few real batches; leaves tokens in the cache, and no study."""
+    space = open_workspace(config, progress=progress)
+    with space.workshop.progress.stage("measuring", None):
+        return {"predicted": prediction.predict_search(space)}
 
 
 def distill(study: Path, *, config: StudyConfig | None = None, progress: Progress | None = None) -> dict[str, Any]:

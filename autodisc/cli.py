@@ -77,13 +77,19 @@ def finetune(request: Request, out: Out) -> None:
     )
 )
 @takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME)
-def search(request: Request, out: Out) -> None:
+def search(
+    request: Request,
+    out: Out,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict time, FLOPs, memory and disk; no study.")] = False,
+) -> None:
     """Choose the teacher assistant in one study. The same command again goes on where it was stopped."""
     config = request.config()
     check_folder(out)
     from autodisc import api
-    from autodisc.reporting.terminal import print_search
+    from autodisc.reporting.terminal import print_prediction, print_search
 
+    if dry_run:
+        return _finish(request, api.predict_search(config, progress=request.progress()), print_prediction)
     _finish(request, api.search(config, out, progress=request.progress()), print_search)
 
 

@@ -26,6 +26,7 @@ ORDER = (
     "search",
     "reporting",
     "workspace",
+    "prediction",
     "api",
     "cli_options",
     "cli",

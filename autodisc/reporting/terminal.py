@@ -179,6 +179,25 @@ def print_baseline(result: dict[str, Any], *, console: Console | None = None) ->
     out.print(text)
 
 
+def print_prediction(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """What a search would cost, stage by stage."""
+    predicted = result["predicted"]
+    rows = [
+        (
+            name,
+            units.duration(cost["seconds"]),
+            units.scaled(cost["flops"]),
+            f"{cost['peak_mib']:.0f}",
+            f"{cost['disk_gib']:.3f}",
+        )
+        for name, cost in (*predicted["stages"].items(), ("all", predicted))
+    ]
+    columns = ("stage", "time", "FLOPs", "peak MiB", "disk GiB")
+    out = _console(console)
+    _print_table(out, Table("Predicted", columns, tuple(rows), marked=len(rows) - 1))
+    out.print("What a cache already holds is charged as if made: the search itself may take less.")
+
+
 def print_summary(summary: Summary, *, console: Console | None = None) -> None:
     """The report's verdict and its two main tables."""
     out = _console(console)

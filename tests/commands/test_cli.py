@@ -67,6 +67,21 @@ def test_the_contract_from_search_to_report(autodisc, home):
     assert "student_sparsity: 0.8 -> 0.7" in another.err
 
 
+def test_a_dry_run_predicts_and_leaves_no_study(autodisc, home):
+    line = f"search {TEACHER} --student-sparsity 0.8 {SMALL} --out runs/dry --dry-run"
+    ran = autodisc(f"{line} --json")
+    assert ran.code == 0, ran.err
+    predicted = ran.json["predicted"]
+    keys = {"seconds", "flops", "peak_mib", "disk_gib"}
+    assert keys <= predicted.keys()
+    assert predicted["stages"].keys() == {"set-up", "importance", "teacher outputs", "recovery", "trials"}
+    assert all(keys <= cost.keys() for cost in predicted["stages"].values())
+    assert not Path("runs").exists()
+
+    table = autodisc(line).out
+    assert all(name in table for name in predicted["stages"])
+
+
 def test_finetune_makes_a_teacher_that_evaluate_agrees_with(autodisc, home):
     line = (
         "finetune --model models/encoder --task mrpc --data data/mrpc --epochs 1 --threads 1 --out teachers/new --json"
