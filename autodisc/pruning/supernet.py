@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
 from autodisc.pruning.candidates import Candidate, Ranking
-from autodisc.pruning.surgery import keep, select_units
+from autodisc.pruning.surgery import keep, positions, select_units
 
 
 class SlicedLinear(nn.Linear):
@@ -86,8 +86,8 @@ class Supernet:
         for layer, block in enumerate(blocks(self.model)):
             select_units(
                 block,
-                [kept.heads[layer].index(i) for i in self._heads[layer]],
-                [kept.neurons[layer].index(i) for i in self._neurons[layer]],
+                positions(kept.heads[layer], self._heads[layer]),
+                positions(kept.neurons[layer], self._neurons[layer]),
             )
             for linear in [*block.attention_in, block.attention_out, *block.ffn_in, block.ffn_out]:
                 linear.__class__ = SlicedLinear

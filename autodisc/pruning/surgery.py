@@ -18,11 +18,11 @@ def keep(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     Raises ValueError when ``kept`` names a unit that the model no longer has.
     """
     own = Kept.of(model.config)
-    heads = [_positions(had, wanted) for had, wanted in zip(own.heads, kept.heads, strict=True)]
-    neurons = [_positions(had, wanted) for had, wanted in zip(own.neurons, kept.neurons, strict=True)]
+    heads = [positions(had, wanted) for had, wanted in zip(own.heads, kept.heads, strict=True)]
+    neurons = [positions(had, wanted) for had, wanted in zip(own.neurons, kept.neurons, strict=True)]
     small = copy.deepcopy(model)
-    for block, head_positions, neuron_positions in zip(blocks(small), heads, neurons, strict=True):
-        select_units(block, head_positions, neuron_positions)
+    for block, headpositions, neuronpositions in zip(blocks(small), heads, neurons, strict=True):
+        select_units(block, headpositions, neuronpositions)
     kept.write_to(small.config)
     return small
 
@@ -34,10 +34,10 @@ def select_units(block: Block, heads: Sequence[int], neurons: Sequence[int]) -> 
     for linear in block.attention_in:
         _take(linear, columns, dim=0)
     _take(block.attention_out, columns, dim=1)
-    positions = torch.tensor(list(neurons), dtype=torch.long)
+    rows = torch.tensor(list(neurons), dtype=torch.long)
     for linear in block.ffn_in:
-        _take(linear, positions, dim=0)
-    _take(block.ffn_out, positions, dim=1)
+        _take(linear, rows, dim=0)
+    _take(block.ffn_out, rows, dim=1)
     block.declare_heads(len(heads))
 
 
@@ -54,7 +54,8 @@ def _take(linear: torch.nn.Linear, indices: torch.Tensor, *, dim: int) -> None:
     linear.out_features, linear.in_features = linear.weight.shape
 
 
-def _positions(had: Sequence[int], wanted: Sequence[int]) -> list[int]:
+def positions(had: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """Where the ``wanted`` units stand among those that a layer ``had``."""
     where = {unit: position for position, unit in enumerate(had)}
     try:
         return [where[unit] for unit in wanted]
