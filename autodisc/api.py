@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from autodisc import prediction
+from autodisc import rehearsal
 from autodisc.config import (
     CONFIG,
     JOURNAL,
@@ -105,7 +105,7 @@ def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> 
     """What ``search`` would cost from nothing, from a few real batches; leaves tokens in the cache, and no study."""
     space = open_workspace(config, progress=progress)
     with space.workshop.progress.stage("measuring", None):
-        return {"predicted": prediction.predict_search(space)}
+        return {"predicted": rehearsal.predict_search(space)}
 
 
 def distill(study: Path, *, config: StudyConfig | None = None, progress: Progress | None = None) -> dict[str, Any]:

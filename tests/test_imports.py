@@ -27,6 +27,7 @@ ORDER = (
     "reporting",
     "workspace",
     "prediction",
+    "rehearsal",
     "api",
     "cli_options",
     "cli",

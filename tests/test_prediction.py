@@ -13,7 +13,8 @@ from autodisc import api
 from autodisc.config import make_config
 from autodisc.costs import COUNTED_BATCHES
 from autodisc.models.checkpoints import save_model
-from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out, shapes
+from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
+from autodisc.rehearsal import shapes
 from autodisc.tasks.batches import batches
 
 

@@ -1,0 +1,365 @@
+"""Rehearse a search: run a few real batches of each kind of its work, and predict from them what it will cost.
+
+Batches and draws follow the study's own generators, so every pass is known beforehand: its candidate, rows and
+padded length. Only the ranking is not, and an arbitrary one stands in for it: heads and neurons are as many, their
+layers are others. What a cache holds already is charged as if made, as the ledger does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from transformers import PreTrainedModel
+
+from autodisc.costs import Cost, Ledger
+from autodisc.distillation.losses import Totals, hidden_depths
+from autodisc.distillation.sandwich import Sandwich
+from autodisc.distillation.schedule import recovery_steps
+from autodisc.distillation.teacher_cache import STAGE as TEACHER_OUTPUTS
+from autodisc.distillation.teacher_cache import TeacherCache
+from autodisc.distillation.training import Term, TrainingSettings, train
+from autodisc.models.inference import EVALUATION_BATCH, forward_macs, predict
+from autodisc.models.layouts import base_shape
+from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
+from autodisc.progress import Silent
+from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
+from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance
+from autodisc.pruning.refit import BATCH as REFIT_BATCH
+from autodisc.pruning.refit import STAGE as REFIT
+from autodisc.pruning.refit import refit
+from autodisc.pruning.supernet import Supernet, extract
+from autodisc.runtime import Runtime
+from autodisc.search.assistants import STAGE as TRIALS
+from autodisc.tasks.batches import Batch, batches, padded_length, plan
+from autodisc.tasks.data import Split
+from autodisc.workspace import SET_UP, Workspace
+
+IMPORTANCE, RECOVERY = "importance", "recovery"
+KERNEL_MIB = 0.8  # of a compiled kernel, as measured (benchmarks/README.md)
+SHORT = 0.3  # where in the order by length the shorter of the two measured batches starts
+REFIT_ROWS = 64
+MIB, GIB = 2**20, 2**30
+
+
+def shapes(
+    split: Split, batch_size: int, generator: np.random.Generator | None = None, *, mixed: bool = True
+) -> list[tuple[np.ndarray, int]]:
+    """(rows, padded length T) of each batch of one pass, as ``tasks.batches`` makes them."""
+    longest = int(split.lengths.max())
+    made = plan(split.lengths, batch_size=batch_size, generator=generator, mixed=mixed)
+    return [(rows, min(padded_length(int(split.lengths[rows].max())), longest)) for rows in made]
+
+
+def predict_search(space: Workspace) -> dict[str, Any]:
+    """Seconds, tokens, FLOPs, peak memory and disk of a search that starts from nothing, whole and by stage."""
+    since = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="autodisc-") as folder:
+        bench = _Bench(space, Path(folder))
+        passes = list(bench.passes())
+    capacity = int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")) * KERNEL_MIB
+    stages = {SET_UP: space.ledger.stages[SET_UP], **multiply_out(passes, Kernels(capacity))}
+    total = Cost()
+    for name, cost in stages.items():
+        cost.seconds += bench.more_s[name]
+        cost.peak_mib += bench.more_mib[name]
+        total.add(cost)
+    return {
+        **vars(total),
+        "disk_gib": sum(bench.disk.values()) / GIB,
+        "stages": {name: {**vars(cost), "disk_gib": bench.disk[name] / GIB} for name, cost in stages.items()},
+        "measuring_s": time.perf_counter() - since,
+    }
+
+
+Thrice = Callable[[Split, Ledger], list[float]]  # runs one batch three times, two of them counted; seconds of each
+
+
+class _Bench:
+    """The study's own work on single batches, and the passes that the study will make of it.
+
+    ``more_s``, ``more_mib`` and ``disk`` (bytes) hold by stage what its passes do not: optimizer steps, models.
+    """
+
+    def __init__(self, space: Workspace, folder: Path) -> None:
+        self.space, self.folder, self.config = space, folder, space.config
+        self.task, self.teacher, self.runtime = space.task, space.teacher, space.workshop.runtime
+        self.opened_mib = _resident_mib()
+        self.more_s, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(3))
+        self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
+        self.candidates = nested_candidates(self.ranking, self.config.assistant_sparsities)
+        self.nested = [*self.candidates.values(), candidate(self.ranking, self.config.student_sparsity)]
+        self.disk[SET_UP] = _tokens_on_disk(space)
+
+    def passes(self) -> Iterator[Pass]:
+        yield from self.importance()
+        if self.config.search.scorer == "recovered":
+            yield from self.recovery()
+        yield from self.trials()
+
+    def importance(self) -> Iterator[Pass]:
+        settings = self.config.search.importance
+        sample = calibration(self.task, settings, self.runtime)
+        scales = [1 - LAST_ROUND * number / settings.rounds for number in range(settings.rounds)]
+
+        def run(model: PreTrainedModel) -> Thrice:
+            def once(split: Split, ledger: Ledger) -> None:
+                estimate_importance(model, split, settings, task=self.task, runtime=self.runtime, ledger=ledger)
+
+            return _thrice(once)
+
+        small = extract(self.teacher, self.ranking, candidate(self.ranking, 1 - scales[-1]))
+        runs = [run(self.teacher), run(small)]
+        rates = self.rates(IMPORTANCE, sample, settings.batch_size, runs, (1.0, scales[-1]))
+        for number, scale in enumerate(scales):
+            for rows, T in shapes(sample, settings.batch_size):
+                yield Pass(IMPORTANCE, (IMPORTANCE, number), rates, scale, (len(rows), T))
+
+    def recovery(self) -> Iterator[Pass]:
+        config, settings, train_split = self.config.distillation, self.config.search.recovery, self.task.train
+        steps = recovery_steps(settings, config, self.task)
+        before_mib = _resident_mib()
+        supernet = Supernet(extract(self.teacher, self.ranking, self.nested[0]), self.ranking)
+        outputs = self.cache(train_split.select([0]), Ledger())
+        always = [self.nested[0], self.nested[-1]]
+        sandwich = Sandwich(
+            supernet,
+            outputs,
+            self.nested,
+            always=always,
+            size=settings.sandwich_size,
+            config=config,
+            runtime=self.runtime,
+        )
+        part_size = -(-config.batch_size // config.accumulation)
+        teacher = self.rates(TEACHER_OUTPUTS, train_split, part_size, [self.teach], (1.0, 1.0))
+        trains = [self.train(supernet, each) for each in always]
+        scales = (always[0].scale, always[1].scale)
+        rates = self.rates(RECOVERY, train_split, part_size, trains, scales, before_mib)
+        self.more_s[RECOVERY] *= steps
+        order, draws = self.runtime.generator(RECOVERY, "order"), self.runtime.generator(RECOVERY, "draws")
+        width = 2 * len(outputs.depths) * int(self.teacher.config.hidden_size)  # bytes a token
+        kept = train_split.tokens * width <= self.config.cache.max_gib * GIB
+        seen = np.zeros(len(train_split), dtype=bool)
+        left = steps
+        while left > 0:
+            for rows, T in shapes(train_split, config.batch_size, order)[:left]:
+                drawn = sandwich.draw(draws)
+                for part in np.array_split(rows, min(config.accumulation, len(rows))):
+                    if not seen[part].all():
+                        yield Pass(TEACHER_OUTPUTS, TEACHER_OUTPUTS, teacher, 1.0, (len(part), T))
+                        seen[part] = kept
+                    yield from (Pass(RECOVERY, (RECOVERY, c), rates, c.scale, (len(part), T)) for c in drawn)
+                left -= 1
+        self.disk[TEACHER_OUTPUTS] = int(train_split.lengths[seen].sum()) * width
+        self.disk[RECOVERY] = 4 * sum(p.numel() for p in supernet.model.parameters())
+        for stage in (RECOVERY, TEACHER_OUTPUTS):  # its pages stay in memory
+            self.more_mib[stage] += self.disk[TEACHER_OUTPUTS] / MIB
+        self.more_mib[TEACHER_OUTPUTS] = self.more_mib[RECOVERY]  # the teacher runs while all of a step is in memory
+
+    def trials(self) -> Iterator[Pass]:
+        search, validation = self.config.search, self.task.validation
+        points = sorted(self.candidates)
+        total = search.trials or len(points)
+        if search.low is None or total >= len(points):
+            visited = points[:total]
+        else:  # the sampler's choice is not known: evenly spread
+            visited = [points[i * len(points) // total] for i in range(total)]
+        ends = (self.candidates[points[0]], self.candidates[points[-1]])
+        before_mib = _resident_mib()
+        models = [extract(self.teacher, self.ranking, each) for each in ends]
+
+        def run(model: PreTrainedModel) -> Thrice:
+            return _thrice(
+                lambda split, ledger: predict(model, split, task=self.task, runtime=self.runtime, ledger=ledger)
+            )
+
+        rates = self.rates(
+            TRIALS, validation, EVALUATION_BATCH, [run(m) for m in models], (ends[0].scale, ends[1].scale), before_mib
+        )
+        self.more_s[TRIALS] = len(visited) * self.scoring_s(models[-1])
+        if search.scorer == "pruned" and self.space.workshop.refit is not None:
+            yield from self.refits(self.space.workshop.refit, models, [self.candidates[point] for point in visited])
+        for point in visited:
+            each = self.candidates[point]
+            for rows, T in shapes(validation, EVALUATION_BATCH, mixed=False):
+                yield Pass(TRIALS, (TRIALS, each), rates, each.scale, (len(rows), T))
+
+    def refits(self, rows: Split, ends: Sequence[PreTrainedModel], visited: Sequence[Candidate]) -> Iterator[Pass]:
+        """One pass each, over all rows at once."""
+
+        def run(model: PreTrainedModel) -> Thrice:
+            return _thrice(
+                lambda split, ledger: refit(
+                    model, self.teacher, split, task=self.task, runtime=self.runtime, ledger=ledger
+                )
+            )
+
+        points = self.candidates.keys()
+        scales = (1 - min(points), 1 - max(points))
+        rates = self.rates(REFIT, rows, REFIT_ROWS, [run(model) for model in ends], scales)
+        padded = sum(len(batch) * T for batch, T in shapes(rows, REFIT_BATCH))
+        shape = (len(rows), round(padded / len(rows)))
+        yield from (Pass(REFIT, (REFIT, each), rates, each.scale, shape) for each in visited)
+
+    def scoring_s(self, model: PreTrainedModel) -> float:
+        """Seconds of a trial beside its batches: its MACs, and the metric's standard error."""
+        since = time.perf_counter()
+        forward_macs(model)
+        labels = self.task.validation.labels
+        self.task.metric.standard_error(labels, labels, self.runtime.seed)
+        return time.perf_counter() - since
+
+    def teach(self, split: Split, ledger: Ledger) -> list[float]:
+        """The teacher's outputs on a batch: made, kept and read back."""
+        batch = next(batches(split, batch_size=len(split), pad_token_id=self.task.pad_token_id, generator=None))
+        taken = []
+        for _ in range(3):
+            with self.cache(split, ledger) as outputs:
+                since = time.perf_counter()
+                outputs(batch.to(self.runtime.device))
+                taken.append(time.perf_counter() - since)
+        return taken
+
+    def train(self, supernet: Supernet, candidate: Candidate) -> Thrice:
+        """Forward and backward of one candidate in the training loop; an optimizer's step goes to ``more_s``."""
+        config = self.config.distillation
+
+        def run(split: Split, ledger: Ledger) -> list[float]:
+            with self.cache(split, ledger) as outputs:
+                sandwich = Sandwich(
+                    supernet, outputs, [candidate], always=[candidate], size=1, config=config, runtime=self.runtime
+                )
+                timed = _Timed(sandwich, self.runtime)
+                settings = TrainingSettings(
+                    3, len(split), lr=0.0, warmup=0.0, weight_decay=config.weight_decay, clip=config.clip
+                )
+                train(
+                    supernet.model,
+                    timed,
+                    split,
+                    settings,
+                    task=self.task,
+                    runtime=self.runtime,
+                    stage=RECOVERY,
+                    ledger=ledger,
+                    progress=Silent(),
+                )
+            _, second, third = timed.drawn
+            self.more_s[RECOVERY] = max(self.more_s[RECOVERY], third - second - timed.taken[1])
+            return timed.taken
+
+        return run
+
+    def cache(self, split: Split, ledger: Ledger) -> TeacherCache:
+        """The teacher's outputs on ``split``, nothing of them made yet."""
+        layers = base_shape(self.teacher.config)[0]
+        config = self.config.distillation
+        return TeacherCache(
+            self.teacher,
+            split,
+            hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings),
+            folder=Path(tempfile.mkdtemp(dir=self.folder)),
+            max_gib=1.0,
+            runtime=self.runtime,
+            ledger=ledger,
+        )
+
+    def rates(
+        self,
+        stage: str,
+        split: Split,
+        batch_size: int,
+        runs: Sequence[Thrice],
+        scales: tuple[float, float],
+        before_mib: float | None = None,
+    ) -> Rates:
+        """Those of ``stage`` at two scales (or one), on a long and a short batch of ``split``."""
+        before_mib = _resident_mib() if before_mib is None else before_mib
+        order = np.argsort(split.lengths, kind="stable")
+        start = round(SHORT * max(0, len(order) - batch_size))
+        long, short = (split.select(rows) for rows in (order[-batch_size:], order[start : start + batch_size]))
+        found = []
+        for run in runs:
+            first, peak_mib = self.sample(stage, run, long)
+            compiled_mib = _resident_mib()
+            second, _ = self.sample(stage, run, short)
+            compiled_mib = max(0.0, _resident_mib() - compiled_mib)
+            found.append(Rate(first, second, compiled_mib))
+            transient_mib = peak_mib - before_mib - len(found) * compiled_mib
+            self.more_mib[stage] = max(self.more_mib[stage], self.opened_mib + transient_mib)
+        return Rates(found[0], found[-1], scales)
+
+    def sample(self, stage: str, run: Thrice, split: Split) -> tuple[Sample, float]:
+        """One batch, and the process's peak MiB meanwhile."""
+        ledger = Ledger()
+        with ledger.stage(stage):
+            cold, counted, plain = run(split, ledger)
+        cost = ledger.stages[stage]
+        ((rows, T),) = shapes(split, len(split))
+        return Sample((len(rows), T), plain, cold - counted, counted - plain, cost.flops / 3), cost.peak_mib
+
+
+class _Timed:
+    """An objective of one term, and when it was drawn and how long its term took in each step."""
+
+    def __init__(self, inner: Sandwich, runtime: Runtime) -> None:
+        self.inner, self.runtime = inner, runtime
+        self.drawn: list[float] = []
+        self.taken: list[float] = []
+
+    def draw(self, generator: np.random.Generator) -> Any:
+        self.drawn.append(time.perf_counter())
+        return self.inner.draw(generator)
+
+    def terms(self, batch: Batch, totals: Totals, drawn: Any) -> Iterator[Term]:
+        for term in self.inner.terms(batch, totals, drawn):
+            since = time.perf_counter()
+            yield term
+            if self.runtime.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.taken.append(time.perf_counter() - since)
+
+
+def _thrice(once: Callable[[Split, Ledger], object]) -> Thrice:
+    def run(split: Split, ledger: Ledger) -> list[float]:
+        taken = []
+        for _ in range(3):
+            since = time.perf_counter()
+            once(split, ledger)
+            taken.append(time.perf_counter() - since)
+        return taken
+
+    return run
+
+
+def _arbitrary_ranking(model: PreTrainedModel, generator: np.random.Generator) -> Ranking:
+    L, H, N = base_shape(model.config)
+    heads, neurons = ([(int(i) // n, int(i) % n) for i in generator.permutation(L * n)] for n in (H, N))
+    return Ranking(tuple(heads), tuple(neurons), L)
+
+
+def _tokens_on_disk(space: Workspace) -> int:
+    task = space.task
+    splits = (task.train, task.validation, task.final, *task.extra.values())
+    files = {file["filename"] for split in splits for file in split.rows.cache_files}
+    return sum(Path(name).stat().st_size for name in files)
+
+
+def _resident_mib() -> float:
+    """This process's memory in use: what is free but kept by the allocator would hide what kernels take."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+        ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss / MIB
