@@ -53,12 +53,10 @@ REFIT_ROWS = 64
 MIB, GIB = 2**20, 2**30
 
 
-def shapes(
-    split: Split, batch_size: int, generator: np.random.Generator | None = None, *, mixed: bool = True
-) -> list[tuple[np.ndarray, int]]:
+def shapes(split: Split, batch_size: int, generator: np.random.Generator | None = None) -> list[tuple[np.ndarray, int]]:
     """(rows, padded length T) of each batch of one pass, as ``tasks.batches`` makes them."""
     longest = int(split.lengths.max())
-    made = plan(split.lengths, batch_size=batch_size, generator=generator, mixed=mixed)
+    made = plan(split.lengths, batch_size=batch_size, generator=generator)
     return [(rows, min(padded_length(int(split.lengths[rows].max())), longest)) for rows in made]
 
 
@@ -193,7 +191,7 @@ class _Bench:
             yield from self.refits(self.space.workshop.refit, models, [self.candidates[point] for point in visited])
         for point in visited:
             each = self.candidates[point]
-            for rows, T in shapes(validation, EVALUATION_BATCH, mixed=False):
+            for rows, T in shapes(validation, EVALUATION_BATCH):
                 yield Pass(TRIALS, (TRIALS, each), rates, each.scale, (len(rows), T))
 
     def refits(self, rows: Split, ends: Sequence[PreTrainedModel], visited: Sequence[Candidate]) -> Iterator[Pass]:

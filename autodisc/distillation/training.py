@@ -32,7 +32,7 @@ from autodisc.runtime import Runtime, seeded
 from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task
 
-CURVE_POINTS = 100  # losses kept a stage: enough to draw, small enough for a record
+CURVE_POINTS = 25  # losses kept a stage, each the mean since the one before: batches differ in size
 
 
 class Term(NamedTuple):
@@ -74,6 +74,7 @@ class TrainingState:
     best_metric: float | None = None
     best_weights: dict[str, torch.Tensor] | None = None
     curve: list[dict[str, float | int | None]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)  # losses since the curve's last point
 
 
 def steps_for(split: Split, batch_size: int, epochs: float) -> int:
@@ -131,8 +132,11 @@ def train(
                 state.step += 1
                 bar.advance()
                 done = state.step == settings.steps
+                state.recent.append(loss)
                 if done or state.step % max(1, settings.steps // CURVE_POINTS) == 0:
-                    state.curve.append({"step": state.step, "loss": loss, "metric": None})
+                    mean = sum(state.recent) / len(state.recent)
+                    state.curve.append({"step": state.step, "loss": mean, "metric": None})
+                    state.recent.clear()
                 if evaluate is not None and (done or state.step % a_pass == 0):
                     _keep_best(model, state, evaluate(), loss)
                     bar.note(f"metric {state.curve[-1]['metric']:.3f}, best {state.best_metric:.3f}")

@@ -31,9 +31,7 @@ def predict(
     ledger = ledger or Ledger()
     logits: np.ndarray | None = None
     model.eval()
-    for batch in batches(
-        split, batch_size=EVALUATION_BATCH, pad_token_id=task.pad_token_id, generator=None, mixed=False
-    ):
+    for batch in batches(split, batch_size=EVALUATION_BATCH, pad_token_id=task.pad_token_id, generator=None):
         batch = batch.to(runtime.device)
         with torch.inference_mode(), runtime.autocast(), ledger.count(("forward", kind), batch.padded_tokens):
             output = model(**batch.inputs).logits.float().cpu().numpy()  # (B, V)
