@@ -51,7 +51,15 @@ __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_searc
 
 LEDGER, SUPERNET, RANKING, CONFIG_JSON = "ledger.json", "supernet", "ranking.json", "config.json"
 FREE = ("baseline", "cache", "runtime.threads", "search.storage")  # settings that may change between calls
-FREE_IN_BASELINE = (*FREE, "search.lam", "search.scorer", "search.margin", "search.recovery", "search.trials")
+FREE_IN_BASELINE = (
+    *FREE,
+    "search.lam",
+    "search.scorer",
+    "search.margin",
+    "search.recovery",
+    "search.trials",
+    "search.importance.refit",
+)
 
 
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -130,7 +138,7 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
             raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
         space.extra["ranking"], _ = read_ranking(study / RANKING)  # what the study was made by, and has paid for
         chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        if (study / SUPERNET / CONFIG_JSON).exists():
+        if recorded.search.scorer == "recovered":
             start = _supernet_saved(space, study).extract(chain[0])
         else:
             start = space.workshop.cut(space.teacher, space.ranking(), chain[0])
@@ -154,6 +162,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
         space = open_workspace(config, progress=progress)
         _claim(config, place)
         resume_ledger(space.ledger, place / LEDGER)
+        _take_ranking(space, out)
         result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
         space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
@@ -221,6 +230,17 @@ def _make_ranking(space: Workspace, out: Path) -> None:
         ranking = space.ranking()
         save_ledger(space.ledger, out / LEDGER)
         write_ranking(out / RANKING, ranking, space.ledger.stages["importance"])
+
+
+def _take_ranking(space: Workspace, out: Path) -> None:
+    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
+    if not (out / CONFIG).exists() or not (out / RANKING).exists():
+        return
+    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
+    if not differences(read_config(out / CONFIG), space.config, ignore=free):
+        space.extra["ranking"], cost = read_ranking(out / RANKING)
+        if "importance" not in space.ledger.stages:  # a resumed run's ledger holds it
+            space.ledger.charge("importance", cost)
 
 
 def _opened(space: Workspace, out: Path) -> Opened:

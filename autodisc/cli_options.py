@@ -85,14 +85,14 @@ SEARCH = GRID + _panel(
 DISTILLATION = _panel(
     "Training",
     ("--epochs", "distillation.epochs", "N", "Passes over train, in each phase of the distillation."),
-    ("--batch-size", "distillation.batch_size", "N", "Examples a step."),
+    ("--batch-size", "distillation.batch_size", "N", "Examples a step, on average."),
     ("--lr", "distillation.lr", "RATE", "Largest learning rate."),
     ("--sandwich-size", "distillation.sandwich_size", "N", "Candidates a step; 1 is plain distillation."),
 )
 FINETUNING = _panel(
     "Training",
     ("--epochs", "teacher.finetune.epochs", "N", "Passes over train."),
-    ("--batch-size", "teacher.finetune.batch_size", "N", "Examples a step."),
+    ("--batch-size", "teacher.finetune.batch_size", "N", "Examples a step, on average."),
     ("--lr", "teacher.finetune.lr", "RATE", "Largest learning rate."),
 )
 RUNTIME = _panel(

@@ -110,6 +110,8 @@ class SearchConfig(Section):
     def _more_rounds_where_nothing_trains(cls, values: Any) -> Any:
         if isinstance(values, dict) and values.get("scorer") == "pruned":
             importance = values.get("importance", {})
+            if isinstance(importance, ImportanceConfig):
+                importance = importance.model_dump(exclude_unset=True)
             if isinstance(importance, dict):
                 return {**values, "importance": {"rounds": 8, **importance}}
         return values

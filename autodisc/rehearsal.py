@@ -30,6 +30,7 @@ from autodisc.distillation.schedule import recovery_steps
 from autodisc.distillation.teacher_cache import STAGE as TEACHER_OUTPUTS
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term, TrainingSettings, train
+from autodisc.models.checkpoints import Kept
 from autodisc.models.inference import EVALUATION_BATCH, forward_macs, predict
 from autodisc.models.layouts import base_shape
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
@@ -42,7 +43,7 @@ from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.search.assistants import STAGE as TRIALS
-from autodisc.tasks.batches import Batch, batches, padded_length, plan
+from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
 from autodisc.workspace import SET_UP, Workspace
 
@@ -51,13 +52,6 @@ KERNEL_MIB = 0.8  # of a compiled kernel, as measured (benchmarks/README.md)
 SHORT = 0.3  # where in the order by length the shorter of the two measured batches starts
 REFIT_ROWS = 64
 MIB, GIB = 2**20, 2**30
-
-
-def shapes(split: Split, batch_size: int, generator: np.random.Generator | None = None) -> list[tuple[np.ndarray, int]]:
-    """(rows, padded length T) of each batch of one pass, as ``tasks.batches`` makes them."""
-    longest = int(split.lengths.max())
-    made = plan(split.lengths, batch_size=batch_size, generator=generator)
-    return [(rows, min(padded_length(int(split.lengths[rows].max())), longest)) for rows in made]
 
 
 def predict_search(space: Workspace) -> dict[str, Any]:
@@ -343,9 +337,12 @@ def _thrice(once: Callable[[Split, Ledger], object]) -> Thrice:
 
 
 def _arbitrary_ranking(model: PreTrainedModel, generator: np.random.Generator) -> Ranking:
-    L, H, N = base_shape(model.config)
-    heads, neurons = ([(int(i) // n, int(i) % n) for i in generator.permutation(L * n)] for n in (H, N))
-    return Ranking(tuple(heads), tuple(neurons), L)
+    kept = Kept.of(model.config)
+    heads, neurons = (
+        [(layer, i) for layer, own in enumerate(layers) for i in own] for layers in (kept.heads, kept.neurons)
+    )
+    heads, neurons = ([units[i] for i in generator.permutation(len(units))] for units in (heads, neurons))
+    return Ranking(tuple(heads), tuple(neurons), len(kept.heads))
 
 
 def _tokens_on_disk(space: Workspace) -> int:
@@ -358,6 +355,6 @@ def _tokens_on_disk(space: Workspace) -> int:
 def _resident_mib() -> float:
     """This process's memory in use: what is free but kept by the allocator would hide what kernels take."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc's alone
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # glibc's alone
         ctypes.CDLL(None).malloc_trim(0)
     return psutil.Process().memory_info().rss / MIB

@@ -186,6 +186,7 @@ def save_ledger(ledger: Ledger, path: Path) -> None:
         path,
         {
             "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
+            "decisions": ledger.decisions,
             "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
         },
     )
@@ -196,6 +197,7 @@ def resume_ledger(ledger: Ledger, path: Path) -> None:
         kept = json.loads(path.read_text())
         for name, cost in kept["stages"].items():
             ledger.charge(name, Cost(**cost))
+        ledger.decisions |= kept.get("decisions", {})
         for key, (count, rows) in kept["paid"].items():
             ledger.paid[key] = np.isin(np.arange(count), rows)
 

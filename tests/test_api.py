@@ -249,6 +249,32 @@ def test_the_pruned_scorer_trains_nothing(config, tmp_path):
     assert len(found["trials"]) == 3
 
 
+def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, monkeypatch):
+    out = tmp_path / "study"
+    found = api.search(config(search={"scorer": "pruned", "margin": 0.0, "sparsities": [0.1, 0.25]}), out)
+    started = []
+    sandwich = api.distill_sandwich
+    monkeypatch.setattr(api, "distill_sandwich", lambda *args: started.append(args[1]) or sandwich(*args))
+    api.distill(out)
+    space = api.open_workspace(config())
+    logits = api.predict(started[0], space.task.validation, task=space.task, runtime=space.workshop.runtime)
+    predictions = api.decode(logits, space.task.kind)
+    assert found["best"]["metric"] == space.task.metric.score(predictions, space.task.validation.labels)
+
+
+def test_a_baseline_beside_a_study_orders_the_units_as_the_study_did(config, study, monkeypatch):
+    monkeypatch.setattr(api.Workspace, "ranking", lambda space: space.extra["ranking"])  # none is made
+    result = api.baseline(config(search={"importance": {"examples": 16}}), "direct", study)
+    assert result["cost"]["stages"]["importance"]["flops"] > 0
+
+
+def test_a_study_can_be_predicted_for_a_teacher_that_is_itself_pruned(config, study, tmp_path):
+    api.distill(study)
+    teacher = study / "distilled-1" / "assistant"
+    predicted = api.predict_search(config(teacher={"model": str(teacher)}))["predicted"]
+    assert predicted["flops"] > 0
+
+
 def test_a_search_over_a_sampled_range_can_be_distilled_from_its_choice(config, tmp_path):
     out = tmp_path / "study"
     found = api.search(config(search={"sparsities": None, "low": 0.2, "high": 0.5, "step": 0.05, "trials": 3}), out)

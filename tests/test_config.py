@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import yaml
 
-from autodisc.config import DEFAULT_SPARSITIES, StudyConfig, differences, make_config, read_config, write_config
+from autodisc.config import (
+    DEFAULT_SPARSITIES,
+    ImportanceConfig,
+    StudyConfig,
+    differences,
+    make_config,
+    read_config,
+    write_config,
+)
 from autodisc.errors import ConfigError
 
 
@@ -186,3 +194,15 @@ def test_a_file_that_is_missing_or_not_text_is_one_line(tmp_path):
 def test_what_is_written_is_plain_yaml(tmp_path):
     write_config(config(task={"name": "x", "data": "d"}), tmp_path / "c.yaml")
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["task"]["data"] == "d"
+
+
+def test_where_nothing_trains_importance_takes_more_rounds_unless_given():
+    study = {"task": {"name": "sst2"}, "teacher": {"model": "t"}}
+    for search, rounds in (
+        ({}, 4),
+        ({"scorer": "pruned"}, 8),
+        ({"scorer": "pruned", "importance": {"examples": 64}}, 8),
+        ({"scorer": "pruned", "importance": ImportanceConfig(examples=64)}, 8),
+        ({"scorer": "pruned", "importance": {"rounds": 2}}, 2),
+    ):
+        assert make_config({**study, "search": search}).search.importance.rounds == rounds

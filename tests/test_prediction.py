@@ -14,8 +14,7 @@ from autodisc.config import make_config
 from autodisc.costs import COUNTED_BATCHES
 from autodisc.models.checkpoints import save_model
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
-from autodisc.rehearsal import shapes
-from autodisc.tasks.batches import batches
+from autodisc.tasks.batches import batches, shapes
 
 
 def rate(seconds: tuple[float, float], flops: float = 2.0, kernels_mib: float = 1.0) -> Rate:

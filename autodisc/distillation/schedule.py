@@ -56,7 +56,7 @@ class Workshop:
             return task.metric.score(decode(logits, task.kind), task.validation.labels)
 
     def cut(self, teacher: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
-        """``candidate`` as the ``pruned`` scorer sees it: cut out of the teacher, refitted where that is asked for."""
+        """``candidate`` as the ``pruned`` scorer sees it: cut out, and refitted, where asked, on this run's rows."""
         model = extract(teacher, ranking, candidate)
         if self.refit is not None:
             refit(model, teacher, self.refit, task=self.task, runtime=self.runtime, ledger=self.ledger)

@@ -6,7 +6,7 @@ distillation and baselines alike. A run is charged once for every row that it us
 whether it was made in this run or found. Where the files would be too large, or where reading them turns out to be
 slower than computing (MEASURED_READS batches decide), the teacher runs again; the ledger records which and why.
 Hidden states are kept in half precision: half the bytes to read, and below what bf16 arithmetic resolves. A run
-that recomputes rounds alike.
+that recomputes rounds alike; its rows meet others in a batch, which may move the last bits.
 """
 
 from __future__ import annotations
@@ -98,11 +98,13 @@ class TeacherCache:
                 self._charge(rows)
             self._charged[rows] = True
             # Read back even what was just made: a cached run and an uncached one see the same rounding.
+            _wait(self.runtime.device)
             with self.ledger.timed() as took:
                 logits, states = self._store.read(rows, positions)
                 device = self.runtime.device
                 hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
                 found = TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
+                _wait(device)
             self._reads += 1
             if self._reads <= MEASURED_READS:
                 self._read.add(Cost(seconds=took.seconds, tokens=batch.tokens))
@@ -139,6 +141,7 @@ class TeacherCache:
             mask = batch.inputs["attention_mask"].bool()
             states = [out.hidden_states[depth][mask].half().float() for depth in self.depths]
             hidden = torch.stack(states, dim=1) if states else None  # (tokens, depths, C)
+            _wait(self.runtime.device)
         if self._store is not None:
             self._store.book(took.seconds, self.ledger.stages[STAGE].flops - before, batch.tokens)
         return TeacherOutput(out.logits.float(), hidden)
@@ -151,6 +154,12 @@ class TeacherCache:
             tokens = int(self.split.lengths[new].sum())
             seconds, flops = self._store.rate()
             self.ledger.charge(STAGE, Cost(seconds=seconds * tokens, tokens=tokens, flops=flops * tokens))
+
+
+def _wait(device: torch.device) -> None:
+    """Until the device has done what it was told: a clock read before would see only the telling."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 class _Store:

@@ -138,7 +138,7 @@ def train(
                     state.curve.append({"step": state.step, "loss": mean, "metric": None})
                     state.recent.clear()
                 if evaluate is not None and (done or state.step % a_pass == 0):
-                    _keep_best(model, state, evaluate(), loss)
+                    _keep_best(model, state, evaluate())
                     bar.note(f"metric {state.curve[-1]['metric']:.3f}, best {state.best_metric:.3f}")
                 if done:
                     break
@@ -170,8 +170,8 @@ def _accumulate(
     return float(torch.stack(losses).sum())  # one synchronisation a step
 
 
-def _keep_best(model: PreTrainedModel, state: TrainingState, metric: float, loss: float) -> None:
-    state.curve.append({"step": state.step, "loss": loss, "metric": metric})
+def _keep_best(model: PreTrainedModel, state: TrainingState, metric: float) -> None:
+    state.curve.append({"step": state.step, "loss": None, "metric": metric})
     if state.best_metric is None or metric > state.best_metric:
         state.best_metric, state.best_step = metric, state.step
         state.best_weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}

@@ -21,11 +21,11 @@ from transformers import PreTrainedModel
 from autodisc.costs import Ledger
 from autodisc.models.layouts import Block, blocks
 from autodisc.runtime import Runtime
-from autodisc.tasks.batches import batches
+from autodisc.tasks.batches import batches, shapes
 from autodisc.tasks.data import Split, Task
 
 STAGE = "refit"
-RIDGE = 0.3  # ρ in units of the mean of x's variances; 0.03 to 1 measured alike, 3 worse (benchmarks/README.md)
+RIDGE = 0.3  # ρ over tokens × the mean of x's variances; 0.03 to 1 measured alike, 3 worse (benchmarks/README.md)
 BATCH = 32
 
 Seen = dict[tuple[nn.Module, str], torch.Tensor]  # (module, "in" or "out"): (real tokens, width), fp32
@@ -43,9 +43,10 @@ def refit(
     if not any(lost):
         return
     kind = (STAGE, tuple((block.heads, block.neurons) for block in own))
+    padded = sum(len(rows) * T for rows, T in shapes(split, BATCH))
     model.eval()
     teacher.eval()
-    with ledger.stage(STAGE), ledger.count(kind, int(split.tokens)), torch.no_grad():
+    with ledger.stage(STAGE), ledger.count(kind, padded), torch.no_grad():
         calls = _calls(teacher, split, task, runtime)
         hidden = taught = [call.hidden for call in calls]
         for layer, (mine, full) in enumerate(zip(own, theirs, strict=True)):

@@ -21,8 +21,8 @@ def keep(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     heads = [positions(had, wanted) for had, wanted in zip(own.heads, kept.heads, strict=True)]
     neurons = [positions(had, wanted) for had, wanted in zip(own.neurons, kept.neurons, strict=True)]
     small = copy.deepcopy(model)
-    for block, headpositions, neuronpositions in zip(blocks(small), heads, neurons, strict=True):
-        select_units(block, headpositions, neuronpositions)
+    for block, head_positions, neuron_positions in zip(blocks(small), heads, neurons, strict=True):
+        select_units(block, head_positions, neuron_positions)
     kept.write_to(small.config)
     return small
 

@@ -306,13 +306,14 @@ def _cost_rows(record: Record) -> list[CostRow]:
 def _curves(record: Record) -> list[Curve]:
     curves = []
     for stage, points in record.values.get("curves", {}).items():
+        trained = [point for point in points if point.get("loss") is not None]
         measured = [point for point in points if point.get("metric") is not None]
         curves.append(
             Curve(
                 _strategy_of(record),
                 stage,
-                tuple(point["step"] for point in points),
-                tuple(point.get("loss") for point in points),
+                tuple(point["step"] for point in trained),
+                tuple(point["loss"] for point in trained),
                 tuple(point["step"] for point in measured),
                 tuple(point["metric"] for point in measured),
             )

@@ -1,4 +1,4 @@
-"""Batches of similar length by a token budget, every row once a pass.
+"""Batches of similar length, in training by a token budget, every row once a pass.
 
 B(T) = max(1, budget // T) rows of a padded length T, so a batch of short rows holds more of them
 
@@ -112,10 +112,17 @@ def plan(lengths: np.ndarray, *, batch_size: int, generator: np.random.Generator
     return [cut[i] for i in generator.permutation(len(cut))]
 
 
+def shapes(split: Split, batch_size: int, generator: np.random.Generator | None = None) -> list[tuple[np.ndarray, int]]:
+    """(rows, padded length T) of each batch of one pass."""
+    padded = _padded(split.lengths)
+    made = plan(split.lengths, batch_size=batch_size, generator=generator)
+    return [(rows, int(padded[rows].max())) for rows in made]
+
+
 def _padded(lengths: np.ndarray) -> np.ndarray:
     """The padded length of each row (N,)."""
     longest = int(lengths.max())  # fits the model, so no batch is padded beyond it
-    return np.array([min(padded_length(n), longest) for n in range(longest + 1)])[lengths]
+    return np.array([max(1, min(padded_length(n), longest)) for n in range(longest + 1)])[lengths]
 
 
 def _budget(padded: np.ndarray, batch_size: int) -> int:
