@@ -19,6 +19,7 @@ from autodisc.config import (
     FinetuneConfig,
     StudyConfig,
     differences,
+    flatten,
     read_config,
     write_config,
 )
@@ -92,7 +93,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             f"{config.name}-{config.task.name}",
             storage,
             seed=config.runtime.seed,
-            fingerprint={**_made_of(space), "lam": config.search.lam, "scorer": config.search.scorer},
+            fingerprint={**_made_of(space), **_settings(config)},
             metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
         )
         _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
@@ -220,6 +221,12 @@ def _made_of(space: Workspace) -> dict[str, Any]:
         "student_sparsity": space.config.student_sparsity,
         "seed": space.config.runtime.seed,
     }
+
+
+def _settings(config: StudyConfig) -> dict[str, Any]:
+    """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
+    settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
+    return {name: value for name, value in settings.items() if name != "search.storage"}
 
 
 def _make_ranking(space: Workspace, out: Path) -> None:

@@ -249,6 +249,16 @@ def test_the_pruned_scorer_trains_nothing(config, tmp_path):
     assert len(found["trials"]) == 3
 
 
+@pytest.mark.parametrize("change", [{"importance": {"examples": 16}}, {"recovery": {"steps": 3}}, {"lam": 0.5}])
+def test_a_storage_refuses_a_study_of_the_same_name_made_otherwise(config, tmp_path, change):
+    shared = {"storage": f"sqlite:///{tmp_path}/shared.db", "sparsities": [0.25]}
+    api.search(config(search=shared), tmp_path / "one")
+    with pytest.raises(StudyError, match=r"exists with another configuration .*--set name=NAME") as caught:
+        api.search(config(search={**shared, **change}), tmp_path / "two")
+    one_line(caught)
+    assert not (tmp_path / "two").exists()
+
+
 def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, monkeypatch):
     out = tmp_path / "study"
     found = api.search(config(search={"scorer": "pruned", "margin": 0.0, "sparsities": [0.1, 0.25]}), out)

@@ -50,8 +50,8 @@ def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any
             changed = sorted(k for k in recorded.keys() | fingerprint.keys() if recorded.get(k) != fingerprint.get(k))
             listed = "; ".join(f"{key}: {recorded.get(key)} -> {fingerprint.get(key)}" for key in changed[:5])
             raise StudyError(
-                f"study '{name}' exists with another configuration ({listed}). Give another --out,"
-                " or the same settings."
+                f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
+                " or another name: --set name=NAME."
             )
         close_stale(study)
         finished = sum(t.state.is_finished() for t in study.trials)
