@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import statistics
@@ -33,6 +34,25 @@ class Stage(NamedTuple):
     ours: Work
     limit: Work
     tokens: int  # real ones that pass through ours
+
+
+def inputs(description: str | None) -> argparse.ArgumentParser:
+    """Options of a benchmark on a teacher and its task, given by path."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", required=True)
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--limit-train", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=None)
+    return parser
+
+
+def missing(*folders: str | Path) -> bool:
+    """Whether an input is not here; says so."""
+    gone = [str(folder) for folder in folders if not Path(folder).is_dir()]
+    if gone:
+        print(f"skipped: {', '.join(gone)} is not here")
+    return bool(gone)
 
 
 def show(title: str, rows: list[Row]) -> None:

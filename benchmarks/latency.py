@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from common import publish
+from common import missing, publish
 
 from autodisc.config import RuntimeConfig
 from autodisc.models.checkpoints import load_model
@@ -36,10 +35,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     options = parser.parse_args()
-    for folder in (options.teacher, options.student):
-        if not Path(folder).is_dir():
-            print(f"skipped: {folder} is not here")
-            return
+    if missing(options.teacher, options.student):
+        return
 
     runtime = make_runtime(RuntimeConfig(threads=options.threads, precision=options.precision))
     models = {name: load_model(getattr(options, name)).to(runtime.device) for name in ("teacher", "student")}

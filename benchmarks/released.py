@@ -10,7 +10,6 @@ The assistant of its second sandwich is the one that our search chose.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import publish
+from common import inputs, missing, publish
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
@@ -112,18 +111,12 @@ def as_released(space: Workspace, chosen: float, epochs: int, steps: int) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", required=True)
-    parser.add_argument("--task", required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser = inputs(__doc__)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--limit-train", type=int, default=None)
     parser.add_argument("--steps", type=int, default=8, help="of each kind that are timed, as released")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args()
-    if not options.data.is_dir() or not Path(options.teacher).is_dir():
-        print(f"skipped: {options.data} or {options.teacher} is not here")
+    if missing(options.data, options.teacher):
         return
 
     with tempfile.TemporaryDirectory() as folder:
