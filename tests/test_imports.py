@@ -42,7 +42,7 @@ DOORS = {
     "accelerate": {"distillation"},
     "datasets": {"tasks"},
     "sklearn": {"tasks"},
-    "scipy": {"tasks"},
+    "scipy": {"tasks", "reporting"},
     "safetensors": {"models"},
 }
 
