@@ -6,7 +6,6 @@ let a study choose the assistant, distil teacher -> assistant -> student.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,10 @@ from autodisc.progress import Progress
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting import dashboard
 from autodisc.reporting.records import latest, read_records
-from autodisc.search.assistants import Opened, run_study, search_result
-from autodisc.search.baselines import baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.assistants import run_study, search_result
+from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.evaluation import Opened
+from autodisc.search.scorers import Cuts, Slices
 from autodisc.search.storage import open_study
 from autodisc.tasks.data import Split
 from autodisc.tasks.metrics import decode
@@ -51,12 +52,14 @@ from autodisc.workspace import (
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
 LEDGER, SUPERNET, RANKING, CONFIG_JSON = "ledger.json", "supernet", "ranking.json", "config.json"
-FREE = ("baseline", "cache", "runtime.threads", "search.storage")  # settings that may change between calls
+# Settings that may change between calls.
+FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs")
 FREE_IN_BASELINE = (
     *FREE,
     "search.lam",
     "search.scorer",
     "search.margin",
+    "search.prune",
     "search.recovery",
     "search.trials",
     "search.importance.refit",
@@ -226,7 +229,7 @@ def _made_of(space: Workspace) -> dict[str, Any]:
 def _settings(config: StudyConfig) -> dict[str, Any]:
     """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
     settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
-    return {name: value for name, value in settings.items() if name != "search.storage"}
+    return {name: value for name, value in settings.items() if name not in FREE}
 
 
 def _make_ranking(space: Workspace, out: Path) -> None:
@@ -253,8 +256,8 @@ def _take_ranking(space: Workspace, out: Path) -> None:
 def _opened(space: Workspace, out: Path) -> Opened:
     """How a trial gets its candidate: cut out alone, or as a slice of the recovered supernet."""
     if space.config.search.scorer == "pruned":
-        return lambda candidate: nullcontext(space.workshop.cut(space.teacher, space.ranking(), candidate))
-    return _recovered(space, out).active
+        return Cuts(space.teacher, space.ranking(), space.workshop)
+    return Slices(_recovered(space, out))
 
 
 def _recovered(space: Workspace, out: Path) -> Supernet:
@@ -347,17 +350,8 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
     def settled() -> None:
         save_ledger(space.ledger, place / LEDGER)
 
-    run_maxidisc(
-        study,
-        space.teacher,
-        space.ranking(),
-        space.candidates,
-        space.student,
-        space.config.distillation,
-        space.workshop,
-        keep,
-        settled,
-    )
+    work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
+    run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs)
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:

@@ -63,18 +63,30 @@ class TeacherConfig(Section):
 
 
 class ImportanceConfig(Section):
-    """Pruning: importance, Σ over batches of |∂loss/∂mask| on training examples, and what is made of the cut."""
+    """Pruning: the order in which heads and neurons go, found on training examples, and what is made of a cut."""
 
-    examples: int = Field(512, ge=1, description="Training examples a round, the same in each.")
-    rounds: int = Field(
-        4, ge=1, description="1 is the paper; more re-estimate on what remains. Scorer pruned: 8 unless given."
+    criterion: Literal["fisher", "first-order"] = Field(
+        "fisher",
+        description="fisher: Δloss once its layer has made up for it; first-order: Σ |∂loss/∂mask|, the paper.",
+    )
+    examples: int = Field(512, ge=1, description="Training examples, the same in each round.")
+    rounds: int | None = Field(
+        None, ge=1, description="Of first-order: 1 is the paper, more re-estimate on what remains. None: 8."
     )
     batch_size: int = Field(32, ge=1)
-    normalise: bool = Field(False, description="L2 per layer before ranking, as the paper does in its one round.")
+    normalise: bool = Field(
+        False, description="Of first-order: L2 per layer before ranking, as the paper does in its one round."
+    )
     refit: bool = Field(
         True,
         description="Scorer pruned: refit what is cut to the teacher by least squares on the same examples.",
     )
+
+    @model_validator(mode="after")
+    def _of_first_order(self) -> ImportanceConfig:
+        if self.criterion == "fisher" and (self.rounds is not None or self.normalise):
+            raise ValueError("rounds, normalise: criterion fisher has neither; add criterion: first-order")
+        return self
 
 
 class RecoveryConfig(Section):
@@ -101,20 +113,15 @@ class SearchConfig(Section):
     lam: float = Field(0.2, ge=0, description="λ of the tradeoff metric + λ·sparsity; 0.2 is the authors'.")
     scorer: Literal["recovered", "pruned"] = "recovered"
     margin: float = Field(1.0, ge=0, description="Standard errors above the floor from which a candidate is feasible.")
+    prune: bool = Field(
+        False,
+        description="Stop evaluating a candidate that is surely worse than the best. Off: what was stopped has no"
+        " metric on all of validation, and `report --lam` cannot rank it.",
+    )
+    jobs: int = Field(1, ge=1, description="Processes that run trials side by side and share the CPU threads out.")
     storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _more_rounds_where_nothing_trains(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("scorer") == "pruned":
-            importance = values.get("importance", {})
-            if isinstance(importance, ImportanceConfig):
-                importance = importance.model_dump(exclude_unset=True)
-            if isinstance(importance, dict):
-                return {**values, "importance": {"rounds": 8, **importance}}
-        return values
 
     @model_validator(mode="after")
     def _grid_or_range(self) -> SearchConfig:

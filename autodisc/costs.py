@@ -1,26 +1,29 @@
-"""Count what a strategy costs: wall seconds, tokens, FLOPs and peak memory, stage by stage.
+"""Count what a strategy costs: seconds, tokens, FLOPs and peak memory, stage by stage.
 
 A stage's seconds are its own: a stage that opens inside another (the teacher cache inside a training
 phase) pauses the outer clock, so the stages add up to the whole. FLOPs are counted by torch's
-``FlopCounterMode`` on the first batches of each kind of work and multiplied out by tokens (padding
-included, since padding is computed too). Work read from a cache is charged what it cost to make.
+``FlopCounterMode`` on real batches of each kind of work and multiplied out (padding included, since padding is
+computed too): training by the tokens of the first batches, a forward pass exactly (models/inference.py). Work read
+from a cache is charged what it cost to make. Of processes side by side seconds are the sum, and ``elapsed_s`` is
+what the clock says; peak memory is the largest process's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+Found = TypeVar("Found")
 COUNTED_BATCHES = 2  # FlopCounterMode doubles a step's time; rates differ between batches by < 3 %
 
 
 @dataclass
 class Cost:
-    """What one stage used: wall seconds, tokens (with padding), FLOPs, peak resident memory in MiB."""
+    """What one stage used: seconds, tokens (with padding), FLOPs, peak resident memory in MiB."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -49,7 +52,9 @@ class Ledger:
         self.paid: dict[str, Any] = {}  # rows (boolean array) that a cache has charged this run for, by the cache's key
         self.decisions: dict[str, str] = {}  # what was decided by a measurement of this run, and the reason
         self._open: list[tuple[str, float]] = []
+        self.beside_s = 0.0  # seconds of the stages that passed while another process was at work
         self._rates: dict[Hashable, _Rate] = {}
+        self._found: dict[Hashable, Any] = {}
 
     @property
     def total(self) -> Cost:
@@ -116,15 +121,39 @@ class Ledger:
         else:
             yield
             flops = rate.flops / rate.tokens * tokens
+        self.book(flops, tokens)
+
+    def book(self, flops: float, tokens: int) -> None:
+        """Book work whose FLOPs are known to the innermost open stage."""
         if self._open:
             cost = self.stages[self._open[-1][0]]
             cost.flops += flops
             cost.tokens += tokens
 
+    def once(self, kind: Hashable, find: Callable[[], Found]) -> Found:
+        """What ``find`` returned when it was first called for this kind of work."""
+        if kind not in self._found:
+            self._found[kind] = find()
+        return self._found[kind]
+
+    def merge(self, other: Ledger, elapsed_s: float) -> None:
+        """Add what another process booked; ``elapsed_s`` is by how much that made this run longer on the clock."""
+        for name, cost in other.stages.items():
+            self.charge(name, cost)
+        for key, rows in other.paid.items():
+            self.paid[key] = self.paid[key] | rows if key in self.paid else rows
+        self.decisions |= other.decisions
+        self.beside_s += other.total.seconds - elapsed_s
+
     def as_dict(self) -> dict[str, Any]:
-        """``{"seconds", "flops", "tokens", "peak_mib", "stages": {name: those four}, "decisions": {of: why}}``."""
+        """``{"seconds", "flops", "tokens", "peak_mib", "elapsed_s", "stages": {name: the first four}, "decisions"}``.
+
+        ``decisions`` says of what, and why.
+        """
         stages = {name: dict(vars(cost)) for name, cost in self.stages.items()}
-        return {**vars(self.total), "stages": stages, "decisions": dict(self.decisions)}
+        total = self.total
+        elapsed_s = total.seconds - self.beside_s
+        return {**vars(total), "elapsed_s": elapsed_s, "stages": stages, "decisions": dict(self.decisions)}
 
 
 def flop_counter() -> Any:

@@ -31,18 +31,20 @@ from autodisc.distillation.teacher_cache import STAGE as TEACHER_OUTPUTS
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.models.checkpoints import Kept
-from autodisc.models.inference import EVALUATION_BATCH, forward_macs, predict
-from autodisc.models.layouts import base_shape
+from autodisc.models.inference import EVALUATION_BATCH, counted, forward_macs, predict
+from autodisc.models.layouts import base_shape, blocks
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
 from autodisc.progress import Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
-from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance
+from autodisc.pruning.fisher import Moments, removal_order, second_moments
+from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance, rounds
 from autodisc.pruning.refit import BATCH as REFIT_BATCH
 from autodisc.pruning.refit import STAGE as REFIT
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.search.assistants import STAGE as TRIALS
+from autodisc.search.assistants import STARTUP
 from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
 from autodisc.workspace import SET_UP, Workspace
@@ -65,6 +67,7 @@ def predict_search(space: Workspace) -> dict[str, Any]:
     total = Cost()
     for name, cost in stages.items():
         cost.seconds += bench.more_s[name]
+        cost.flops += bench.more_flops[name]
         cost.peak_mib += bench.more_mib[name]
         total.add(cost)
     return {
@@ -88,7 +91,7 @@ class _Bench:
         self.space, self.folder, self.config = space, folder, space.config
         self.task, self.teacher, self.runtime = space.task, space.teacher, space.workshop.runtime
         self.opened_mib = _resident_mib()
-        self.more_s, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(3))
+        self.more_s, self.more_flops, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(4))
         self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
         self.candidates = nested_candidates(self.ranking, self.config.assistant_sparsities)
         self.nested = [*self.candidates.values(), candidate(self.ranking, self.config.student_sparsity)]
@@ -103,20 +106,42 @@ class _Bench:
     def importance(self) -> Iterator[Pass]:
         settings = self.config.search.importance
         sample = calibration(self.task, settings, self.runtime)
-        scales = [1 - LAST_ROUND * number / settings.rounds for number in range(settings.rounds)]
-
-        def run(model: PreTrainedModel) -> Thrice:
-            def once(split: Split, ledger: Ledger) -> None:
-                estimate_importance(model, split, settings, task=self.task, runtime=self.runtime, ledger=ledger)
-
-            return _thrice(once)
-
-        small = extract(self.teacher, self.ranking, candidate(self.ranking, 1 - scales[-1]))
-        runs = [run(self.teacher), run(small)]
+        fisher = settings.criterion == "fisher"
+        scales = [1 - LAST_ROUND * number / rounds(settings) for number in range(rounds(settings))]
+        rank = self.fisher if fisher else self.first_order
+        runs = [rank(self.teacher)]
+        if not fisher:
+            runs.append(rank(extract(self.teacher, self.ranking, candidate(self.ranking, 1 - scales[-1]))))
         rates = self.rates(IMPORTANCE, sample, settings.batch_size, runs, (1.0, scales[-1]))
         for number, scale in enumerate(scales):
             for rows, T in shapes(sample, settings.batch_size):
                 yield Pass(IMPORTANCE, (IMPORTANCE, number), rates, scale, (len(rows), T))
+
+    def first_order(self, model: PreTrainedModel) -> Thrice:
+        settings = self.config.search.importance
+        return _thrice(
+            lambda split, ledger: estimate_importance(
+                model, split, settings, task=self.task, runtime=self.runtime, ledger=ledger
+            )
+        )
+
+    def fisher(self, model: PreTrainedModel) -> Thrice:
+        """The moments of a batch; the removal order, which no batch changes, goes to ``more``."""
+
+        def once(split: Split, ledger: Ledger) -> Moments:
+            with Silent().stage(IMPORTANCE, 1) as bar:
+                return second_moments(
+                    model, split, batch_size=len(split), task=self.task, runtime=self.runtime, ledger=ledger, bar=bar
+                )
+
+        moments, ledger = once(self.task.train.select([0]), Ledger()), Ledger()
+        widest = max(range(len(layers := blocks(model))), key=lambda i: layers[i].neurons)
+        with ledger.stage(IMPORTANCE), ledger.count("removal order", 0):
+            removal_order(model, moments, [widest])
+        times = sum(block.neurons for block in layers) / layers[widest].neurons
+        self.more_s[IMPORTANCE] = ledger.total.seconds * times
+        self.more_flops[IMPORTANCE] = ledger.total.flops * times
+        return _thrice(once)
 
     def recovery(self) -> Iterator[Pass]:
         config, settings, train_split = self.config.distillation, self.config.search.recovery, self.task.train
@@ -166,16 +191,25 @@ class _Bench:
         total = search.trials or len(points)
         if search.low is None or total >= len(points):
             visited = points[:total]
-        else:  # the sampler's choice is not known: evenly spread
+        else:  # the sampler's choice is not known: evenly spread, and a point drawn twice in its start visited once
+            start = min(total, STARTUP)
+            total += round(len(points) * (1 - (1 - 1 / len(points)) ** start)) - start
             visited = [points[i * len(points) // total] for i in range(total)]
         ends = (self.candidates[points[0]], self.candidates[points[-1]])
         before_mib = _resident_mib()
         models = [extract(self.teacher, self.ranking, each) for each in ends]
 
         def run(model: PreTrainedModel) -> Thrice:
-            return _thrice(
+            predict_thrice = _thrice(
                 lambda split, ledger: predict(model, split, task=self.task, runtime=self.runtime, ledger=ledger)
             )
+
+            def thrice(split: Split, ledger: Ledger) -> list[float]:
+                (batch,) = batches(split, batch_size=len(split), pad_token_id=self.task.pad_token_id, generator=None)
+                counted(model, batch.to(self.runtime.device), ledger, "forward")  # once a trial: see scoring_s
+                return predict_thrice(split, ledger)
+
+            return thrice
 
         rates = self.rates(
             TRIALS, validation, EVALUATION_BATCH, [run(m) for m in models], (ends[0].scale, ends[1].scale), before_mib
@@ -206,7 +240,7 @@ class _Bench:
         yield from (Pass(REFIT, (REFIT, each), rates, each.scale, shape) for each in visited)
 
     def scoring_s(self, model: PreTrainedModel) -> float:
-        """Seconds of a trial beside its batches: its MACs, and the metric's standard error."""
+        """Seconds of a trial beside its batches: counting its FLOPs, and the metric's standard error."""
         since = time.perf_counter()
         forward_macs(model)
         labels = self.task.validation.labels

@@ -187,6 +187,7 @@ def save_ledger(ledger: Ledger, path: Path) -> None:
         {
             "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
             "decisions": ledger.decisions,
+            "beside_s": ledger.beside_s,
             "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
         },
     )
@@ -198,6 +199,7 @@ def resume_ledger(ledger: Ledger, path: Path) -> None:
         for name, cost in kept["stages"].items():
             ledger.charge(name, Cost(**cost))
         ledger.decisions |= kept.get("decisions", {})
+        ledger.beside_s += kept.get("beside_s", 0.0)
         for key, (count, rows) in kept["paid"].items():
             ledger.paid[key] = np.isin(np.arange(count), rows)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/pruning.py --teacher teachers/mrpc --task mrpc --data data/mrpc --seeds 0 1 2
 
-Rounds, normalisation and refitting are compared on the same training examples; metrics are of validation and of the
-final split, each with its standard error over examples, and how often the cut agrees with its teacher there.
+Criteria, rounds, normalisation and refitting are compared on the same training examples; metrics are of validation and
+of the final split, each with its standard error over examples, and how often the cut agrees with its teacher there.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from autodisc.config import CacheConfig, ImportanceConfig, RuntimeConfig, StudyC
 from autodisc.costs import Ledger
 from autodisc.models.inference import predict
 from autodisc.pruning.candidates import candidate
-from autodisc.pruning.importance import calibration, rank_units
+from autodisc.pruning.importance import calibration, rank_units, rounds
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.data import Split
 from autodisc.tasks.metrics import decode
 from autodisc.workspace import Workspace, open_workspace
 
-# Rounds, L2 per layer, refitted to the teacher; the first is the paper's way.
-METHODS = ((1, True, False), (1, False, False), (8, True, False), (8, False, False), (8, False, True))
+METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether the cut is refitted to the teacher
+    ({"criterion": "first-order", "rounds": 1, "normalise": True}, False),  # the paper
+    ({"criterion": "first-order", "rounds": 8}, False),
+    ({"criterion": "first-order", "rounds": 8}, True),
+    ({"criterion": "fisher"}, False),
+    ({"criterion": "fisher"}, True),
+)
 
 
 def predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:
@@ -56,8 +61,8 @@ def main() -> None:
         task, runtime = space.task, space.workshop.runtime
         splits = {"validation": task.validation, task.final_name: task.final}
         teachers = {name: predictions(space, space.teacher, split) for name, split in splits.items()}
-        for rounds, normalise, refitted in METHODS:
-            settings = ImportanceConfig(examples=options.examples, rounds=rounds, normalise=normalise)
+        for importance, refitted in METHODS:
+            settings = ImportanceConfig(examples=options.examples, **importance)
             since = time.perf_counter()
             ranking = rank_units(space.teacher, task, settings, runtime=runtime)
             ranked_s = time.perf_counter() - since
@@ -69,8 +74,9 @@ def main() -> None:
                     refit(small, space.teacher, sample, task=task, runtime=runtime, ledger=Ledger())
                 row: dict[str, Any] = {
                     "seed": seed,
-                    "rounds": rounds,
-                    "normalised": "per layer" if normalise else "no",
+                    "criterion": settings.criterion,
+                    "rounds": rounds(settings),
+                    "normalised": "per layer" if settings.normalise else "no",
                     "refitted": "yes" if refitted else "no",
                     "sparsity": sparsity,
                 }

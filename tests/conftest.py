@@ -160,7 +160,8 @@ def make_workshop(tmp_path: Path, make_task, make_runtime) -> Callable[..., Work
     """``make_workshop(task, seed=0, progress=...)``, caching under ``tmp_path``; a new ledger each."""
 
     def make(task: Task | None = None, *, seed: int = 0, max_gib: float = 1.0, **others: Any) -> Workshop:
-        return Workshop(task or make_task(), make_runtime(seed), tmp_path / "cache", max_gib, **others)
+        runtime = others.pop("runtime", None) or make_runtime(seed)
+        return Workshop(task or make_task(), runtime, tmp_path / "cache", max_gib, **others)
 
     return make
 

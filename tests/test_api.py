@@ -23,7 +23,7 @@ from autodisc.reporting.records import read_records
 SETTINGS: dict[str, Any] = {
     "search": {
         "sparsities": [0.25, 0.5, 0.75],
-        "importance": {"examples": 32, "rounds": 2},
+        "importance": {"examples": 32},
         "recovery": {"steps": 12, "lr": 3e-3},
     },
     "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},

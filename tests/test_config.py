@@ -8,7 +8,6 @@ import yaml
 
 from autodisc.config import (
     DEFAULT_SPARSITIES,
-    ImportanceConfig,
     StudyConfig,
     differences,
     make_config,
@@ -32,7 +31,7 @@ def test_a_configuration_survives_yaml(tmp_path):
     ours = config(
         task={"name": "mine", "data": "some/data", "metric": "f1", "text_pair": "second", "limit_train": 100},
         teacher={"model": "package:p/m", "finetune": {"epochs": 4}},
-        search={"sparsities": [0.5, 0.3], "lam": 0.1, "recovery": {"steps": 30}, "importance": {"rounds": 1}},
+        search={"sparsities": [0.5, 0.3], "lam": 0.1, "recovery": {"steps": 30}, "importance": {"examples": 8}},
         baseline={"strategies": ["direct"]},
         cache={"dir": "/tmp/cache"},
         runtime={"seed": 7, "precision": "fp32"},
@@ -196,13 +195,10 @@ def test_what_is_written_is_plain_yaml(tmp_path):
     assert yaml.safe_load((tmp_path / "c.yaml").read_text())["task"]["data"] == "d"
 
 
-def test_where_nothing_trains_importance_takes_more_rounds_unless_given():
+def test_rounds_are_first_orders_alone():
     study = {"task": {"name": "sst2"}, "teacher": {"model": "t"}}
-    for search, rounds in (
-        ({}, 4),
-        ({"scorer": "pruned"}, 8),
-        ({"scorer": "pruned", "importance": {"examples": 64}}, 8),
-        ({"scorer": "pruned", "importance": ImportanceConfig(examples=64)}, 8),
-        ({"scorer": "pruned", "importance": {"rounds": 2}}, 2),
-    ):
-        assert make_config({**study, "search": search}).search.importance.rounds == rounds
+    for importance in ({"rounds": 4}, {"normalise": True}):
+        with pytest.raises(ConfigError, match=r"search.importance: rounds, normalise: .*add criterion: first-order"):
+            make_config({**study, "search": {"importance": importance}})
+        made = make_config({**study, "search": {"importance": {"criterion": "first-order", **importance}}})
+        assert made.search.importance.rounds == importance.get("rounds")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,6 +150,7 @@ def test_the_total_is_the_sum_of_the_stages():
         "tokens": 22,
         "flops": 33,
         "peak_mib": 4,
+        "elapsed_s": 11,
         "stages": {
             "a": {"seconds": 1, "tokens": 2, "flops": 3, "peak_mib": 4},
             "b": {"seconds": 10, "tokens": 20, "flops": 30, "peak_mib": 3},
@@ -168,3 +170,26 @@ def test_a_body_can_be_timed_beside_the_stages(clock):
     with Ledger.timed() as took:
         clock[0] += 3
     assert took.seconds == 3
+
+
+def test_what_another_process_booked_adds_up_and_the_clock_is_told_beside():
+    ledger, others = Ledger(), [Ledger(), Ledger()]
+    ledger.charge("importance", Cost(5, 1, 1.0, 100))
+    ledger.paid["cache"] = np.array([True, False, False])
+    for number, other in enumerate(others):
+        other.charge("trials", Cost(10, 20, 30.0, 200))
+        other.paid["cache"] = np.arange(3) == number
+        other.decisions[f"{number}"] = "read"
+    ledger.merge(others[0], elapsed_s=10)
+    ledger.merge(others[1], elapsed_s=1)
+    assert ledger.stages["trials"] == Cost(20, 40, 60.0, 200)
+    assert ledger.total.seconds == 25
+    assert ledger.as_dict()["elapsed_s"] == 16
+    assert ledger.paid["cache"].tolist() == [True, True, False]
+    assert ledger.decisions == {"0": "read", "1": "read"}
+
+
+def test_what_is_found_of_a_kind_is_found_once():
+    ledger, calls = Ledger(), []
+    assert [ledger.once("a", lambda: calls.append(1) or 7) for _ in range(2)] == [7, 7]
+    assert len(calls) == 1

@@ -96,9 +96,10 @@ RECOVERED = {"sparsities": [0.3, 0.5], "recovery": {"steps": 6}}
 PRUNED = {"low": 0.2, "high": 0.6, "step": 0.1, "trials": 3, "scorer": "pruned"}
 
 
+@pytest.mark.parametrize("importance", [{}, {"criterion": "first-order", "rounds": 2}], ids=["fisher", "first-order"])
 @pytest.mark.parametrize("search", [RECOVERED, PRUNED], ids=["recovered", "pruned"])
-def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(values, tmp_path, search):
-    config = make_config({**values, "search": {**search, "importance": {"examples": 100, "rounds": 2}}})
+def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(values, tmp_path, search, importance):
+    config = make_config({**values, "search": {**search, "importance": {"examples": 100, **importance}}})
     predicted = api.predict_search(config)["predicted"]
     booked = api.search(config, tmp_path / "run")["cost"]
     assert predicted["flops"] == pytest.approx(booked["flops"], rel=0.25)

@@ -1,4 +1,4 @@
-"""Rank heads and neurons by the harm that removing them would do.
+"""Rank heads and neurons by the harm that removing them would do: by the Fisher criterion (fisher.py), or first order.
 
 importance(unit) = Σ over batches |∂loss/∂mask(unit)|        (Michel et al. 2019; arXiv:2205.14570)
 
@@ -23,14 +23,16 @@ from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
 from autodisc.models.losses import label_loss
-from autodisc.progress import Progress, Silent
+from autodisc.progress import Bar, Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
+from autodisc.pruning.fisher import rank_by_fisher
 from autodisc.pruning.masks import masked
 from autodisc.pruning.surgery import keep
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import Split, Task
 
+ROUNDS = 8
 LAST_ROUND = 0.95  # sparsity after which several rounds stop estimating again: too little is left to tell apart
 
 
@@ -95,29 +97,54 @@ def rank_units(
     ledger: Ledger | None = None,
     progress: Progress | None = None,
 ) -> Ranking:
-    """Removal orders of the teacher's units, in ``config.rounds`` rounds of estimation."""
+    """Removal orders of the teacher's units by ``config.criterion``."""
     ledger, progress = ledger or Ledger(), progress or Silent()
     sample = calibration(task, config, runtime)
+    passes = rounds(config)
+    with (
+        ledger.stage("importance"),
+        progress.stage("importance", passes * number_of_batches(sample, config.batch_size)) as bar,
+    ):
+        if config.criterion == "fisher":
+            return rank_by_fisher(
+                teacher, sample, batch_size=config.batch_size, task=task, runtime=runtime, ledger=ledger, bar=bar
+            )
+        return _rank_in_rounds(teacher, sample, config, task=task, runtime=runtime, ledger=ledger, bar=bar)
+
+
+def rounds(config: ImportanceConfig) -> int:
+    """Passes over the examples."""
+    return 1 if config.criterion == "fisher" else config.rounds or ROUNDS
+
+
+def _rank_in_rounds(
+    teacher: PreTrainedModel,
+    sample: Split,
+    config: ImportanceConfig,
+    *,
+    task: Task,
+    runtime: Runtime,
+    ledger: Ledger,
+    bar: Bar,
+) -> Ranking:
     kept = Kept.of(teacher.config)
     left = [[(layer, i) for layer, own in enumerate(k) for i in own] for k in (kept.heads, kept.neurons)]
     totals = [len(units) for units in left]
     removed: list[list[Unit]] = [[], []]
     model = teacher
-    steps = config.rounds * number_of_batches(sample, config.batch_size)
-    with ledger.stage("importance"), progress.stage("importance", steps) as bar:
-        for round_number in range(config.rounds):
-            found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger)
-            last = round_number == config.rounds - 1
-            reached = LAST_ROUND * (round_number + 1) / config.rounds
-            for which, tensors in enumerate((found.heads, found.neurons)):
-                scores = torch.cat(tensors).tolist()
-                order = sorted(range(len(scores)), key=lambda i: (scores[i], -i))
-                drop = len(order) if last else round(reached * totals[which]) - len(removed[which])
-                removed[which] += [left[which][i] for i in order[:drop]]
-                left[which] = sorted(left[which][i] for i in order[drop:])
-            if not last:
-                model = keep(teacher, Kept(*(_by_layer(units, len(kept.heads)) for units in left)))
-            bar.advance(number_of_batches(sample, config.batch_size))
+    for number in range(1, rounds(config) + 1):
+        found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger)
+        last = number == rounds(config)
+        reached = LAST_ROUND * number / rounds(config)
+        for which, tensors in enumerate((found.heads, found.neurons)):
+            scores = torch.cat(tensors).tolist()
+            order = sorted(range(len(scores)), key=lambda i: (scores[i], -i))
+            drop = len(order) if last else round(reached * totals[which]) - len(removed[which])
+            removed[which] += [left[which][i] for i in order[:drop]]
+            left[which] = sorted(left[which][i] for i in order[drop:])
+        if not last:
+            model = keep(teacher, Kept(*(_by_layer(units, len(kept.heads)) for units in left)))
+        bar.advance(number_of_batches(sample, config.batch_size))
     return Ranking(tuple(removed[0]), tuple(removed[1]), layers=len(kept.heads))
 
 

@@ -19,7 +19,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """One candidate of the study; a failed one has an error and no numbers."""
+    """One candidate of the study; a failed one has an error and no numbers, one stopped early those of its size."""
 
     number: int
     state: str
@@ -36,9 +36,12 @@ class TrialRow:
     heads: tuple[int, ...]  # kept, by layer
     neurons: tuple[int, ...]
     error: str | None
+    stopped_at: int | None = None  # examples seen when it was surely worse than the best
+    stopped_metric: float | None = None  # on those
 
     @property
     def failed(self) -> bool:
+        """Whether there is nothing to rank."""
         return self.metric is None or self.sparsity is None
 
 

@@ -181,7 +181,7 @@ def _trial_row(trial: dict[str, Any], lam: float | None) -> TrialRow:
     value = trial.get("tradeoff")
     if lam is not None and metric is not None and sparsity is not None:
         value = tradeoff(metric, sparsity, lam)
-    candidate = trial.get("candidate") or {}
+    candidate, stopped = trial.get("candidate") or {}, trial.get("stopped") or {}
     same = ("floor", "standard_error", "feasible", "scale", "params", "macs", "seconds", "error")
     return TrialRow(
         number=trial["number"],
@@ -191,6 +191,8 @@ def _trial_row(trial: dict[str, Any], lam: float | None) -> TrialRow:
         tradeoff=value,
         heads=tuple(candidate.get("heads") or ()),
         neurons=tuple(candidate.get("neurons") or ()),
+        stopped_at=stopped.get("examples"),
+        stopped_metric=stopped.get("metric"),
         **{name: trial.get(name) for name in same},
     )
 

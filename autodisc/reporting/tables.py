@@ -145,6 +145,8 @@ def _cost_table(study: StudySummary) -> Table:
 
 
 def _trial_verdict(row: TrialRow, *, chosen: bool) -> str:
+    if row.stopped_at is not None:
+        return f"stopped early: {units.fixed(row.stopped_metric)} on {row.stopped_at} examples"
     if row.failed:
         return f"failed: {row.error}" if row.error else row.state.lower()
     if chosen:

@@ -184,7 +184,13 @@ def _gap(ours: StrategyRow | None, theirs: StrategyRow | None) -> tuple[float, s
 
 def _trial_findings(study: StudySummary) -> list[str]:
     found = []
-    failed = [row for row in study.trials if row.failed]
+    stopped = [row for row in study.trials if row.stopped_at is not None]
+    if stopped:
+        found.append(
+            f"{units.plural(len(stopped), 'candidate')} stopped early (search.prune) and without a metric on all of"
+            " validation: no λ ranks them."
+        )
+    failed = [row for row in study.trials if row.failed and row.stopped_at is None]
     if failed:
         found.append(f"{len(failed)} of {units.plural(len(study.trials), 'trial')} failed.")
     lost = [row for row in study.baseline_trials if row.failed]

@@ -1,62 +1,45 @@
 """The study of teacher assistants: a trial runs as a candidate, evaluates it on validation,
 and returns the λ-tradeoff. No trial trains anything.
+
+Trials are asked for together, evaluated in one pass over the data (several processes share the candidates out), and
+told one by one: a grid at once; of a sampled range the random start at once, then each as the sampler learns.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from transformers import PreTrainedModel
 
 from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
-from autodisc.models.inference import forward_macs, predict
-from autodisc.models.layouts import encoder_parameters
+from autodisc.errors import TrainingError
+from autodisc.models.inference import EVALUATION_BATCH
+from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
-from autodisc.search.storage import ERROR, completed, enqueue_missing, run_trials
+from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
+from autodisc.search.scorers import beside, let_go
+from autodisc.search.stopping import Judge, Standing, values_of
+from autodisc.search.storage import DONE, ERROR, ask, completed, enqueue_missing, tell, waiting
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
-from autodisc.tasks.metrics import decode
+from autodisc.search.workers import apart, processes, spread
 
 STAGE = "trials"
-Opened = Callable[[Candidate], AbstractContextManager[PreTrainedModel]]  # a model that runs as a candidate
 FLOOR_CONSTRAINT = "leaves the floor"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a trial measures. ``params`` counts the encoder's parameters, ``macs`` one sequence of 128 tokens."""
-
-    score: Score
-    scale: float
-    params: int
-    macs: int
-    seconds: float
-    candidate: Candidate
+STARTUP = 10  # random trials before the sampler learns from them: Optuna's default for TPE
+SCORE = ("sparsity", "metric", "floor", "standard_error")
 
 
 def measure(opened: Opened, candidate: Candidate, workshop: Workshop) -> Measured:
     """Evaluate one candidate on validation; raises TrainingError when its outputs are not finite."""
-    task, seed = workshop.task, workshop.runtime.seed
-    since = time.perf_counter()
-    with opened(candidate) as model:
-        kind = (candidate.heads, candidate.neurons)
-        logits = predict(model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger, kind=kind)
-        params, macs = encoder_parameters(model, candidate.heads, candidate.neurons), forward_macs(model)
-    labels, predictions = task.validation.labels, decode(logits, task.kind)
-    score = Score(
-        sparsity=candidate.sparsity,
-        metric=task.metric.score(predictions, labels),
-        floor=task.metric.floor(labels),
-        standard_error=task.metric.standard_error(predictions, labels, seed),
-    )
-    return Measured(score, candidate.scale, params, macs, time.perf_counter() - since, candidate)
+    (found,) = evaluate(opened, [candidate], workshop)
+    if isinstance(found, TrainingError):
+        raise found
+    return found
 
 
 def run_study(
@@ -73,32 +56,100 @@ def run_study(
     if not sample:
         total = min(total, len(points))
         enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
+    jobs = processes(config.jobs, workshop)
+    failures = 0
+    with workshop.progress.stage(STAGE, total * _batches(workshop)) as bar:
+        bar.advance(min(completed(study), total) * _batches(workshop))
+        while (done := completed(study)) < total and (waiting(study) or (sample and failures < total)):
+            at_once = max(STARTUP - done, 1) if sample else total  # whatever the jobs: they change no choice
+            trials = ask(study, min(at_once, total - done), sample=sample)
+            asked = {trial.number: candidates[_suggest(trial, config, points)] for trial in trials}
+            judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
+            try:
+                found = _measure(opened, list(dict.fromkeys(asked.values())), judge, jobs, workshop, bar)
+            except Exception as error:
+                for trial in trials:
+                    tell(study, trial, error)
+                raise
+            let_go(opened)
+            for trial in trials:
+                _settle(study, trial, found[asked[trial.number]], config)
+            failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
 
-    def objective(trial: optuna.Trial) -> float:
-        sparsity = _suggest(trial, config, points)
-        measured = measure(opened, candidates[sparsity], workshop)
-        value = tradeoff(measured.score.metric, sparsity, config.lam)
-        lacks = infeasibility(measured.score, config.margin)
-        # Optuna calls a constraint of exactly 0 met; ours must be clear of the floor.
-        trial.set_constraint(FLOOR_CONSTRAINT, lacks if lacks != 0.0 else math.ulp(0.0))
-        for name, attribute in _attributes(measured).items():
-            trial.set_user_attr(name, attribute)
-        return value
 
-    with workshop.ledger.stage(STAGE), workshop.progress.stage(STAGE, total) as bar:
-        bar.advance(min(completed(study), total))
-        for succeeded in run_trials(study, objective, total, sample=sample):
-            bar.advance(int(succeeded))
+def _measure(
+    opened: Opened,
+    candidates: Sequence[Candidate],
+    judge: Judge | None,
+    jobs: int,
+    workshop: Workshop,
+    bar: Bar,
+) -> dict[Candidate, Outcome]:
+    """Every candidate in one pass, or, with several processes, in one pass of each process."""
+    if jobs == 1 or len(candidates) == 1:
+        with workshop.ledger.stage(STAGE):
+            return dict(zip(candidates, evaluate(opened, candidates, workshop, judge=judge, bar=bar), strict=True))
+    found: dict[Candidate, Outcome] = {}
+    parts = [tuple(candidates[number::jobs]) for number in range(min(jobs, len(candidates)))]
+    for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop):
+        if isinstance(outcome, Exception) and not isinstance(outcome, TrainingError):
+            raise outcome
+        each = [outcome] * len(part) if isinstance(outcome, TrainingError) else outcome
+        found |= dict(zip(part, each, strict=True))
+        bar.advance(len(part) * _batches(workshop))
+    return found
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one of several processes does."""
+
+    opened: Opened
+    judge: Judge | None
+
+    def __call__(self, workshop: Workshop, candidates: tuple[Candidate, ...]) -> list[Outcome]:
+        with workshop.ledger.stage(STAGE):
+            return evaluate(beside(self.opened, workshop), candidates, workshop, judge=self.judge)
+
+
+def _batches(workshop: Workshop) -> int:
+    return -(-len(workshop.task.validation) // EVALUATION_BATCH)
+
+
+def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig) -> None:
+    """Record what a trial measured, or why it could not, and end it."""
+    if isinstance(outcome, TrainingError):
+        return tell(study, trial, outcome)
+    for step, value in enumerate(outcome.values):
+        trial.report(value, step)
+    lacks = infeasibility(outcome.score, config.margin)
+    # Optuna calls a constraint of exactly 0 met; ours must be clear of the floor.
+    trial.set_constraint(FLOOR_CONSTRAINT, lacks if lacks != 0.0 else math.ulp(0.0))
+    for name, attribute in _attributes(outcome).items():
+        trial.set_user_attr(name, attribute)
+    value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
+    tell(study, trial, None if outcome.stopped else value)
+
+
+def _standings(study: optuna.Study) -> Iterator[Standing]:
+    """Where the complete trials ended, step by step."""
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        score = Score(*(trial.user_attrs[name] for name in SCORE))
+        yield Standing(score, values_of(trial.intermediate_values))
 
 
 def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) -> dict[str, Any]:
-    """The study as plain numbers: the chosen trial (None when none is feasible) and every trial, by sparsity."""
-    trials = [t for t in study.get_trials(deepcopy=False) if t.state in (TrialState.COMPLETE, TrialState.FAIL)]
-    rows = sorted((_row(t, config) for t in trials), key=lambda row: (row["sparsity"] or 0.0, row["number"]))
+    """The study as plain numbers: the chosen trial (None when none is feasible) and every trial, by sparsity.
+
+    A trial that failed or was interrupted is left out where its point was measured after all.
+    """
+    finished = [_row(t, config) for t in study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))]
+    measured = {row["sparsity"] for row in finished if row["state"] != "FAIL"}
+    rows = [row for row in finished if row["state"] != "FAIL" or row["sparsity"] not in measured]
+    rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))
     done = [row for row in rows if row["state"] == "COMPLETE"]
-    fields = ("sparsity", "metric", "floor", "standard_error")
-    chosen = best([Score(*(row[f] for f in fields)) for row in done], config.lam, config.margin)
-    keys = (*fields, "tradeoff", "feasible", "scale", "params", "macs", "number")
+    chosen = best([Score(*(row[name] for name in SCORE)) for row in done], config.lam, config.margin)
+    keys = (*SCORE, "tradeoff", "feasible", "scale", "params", "macs", "number")
     return {
         "best": None if chosen is None else {key: done[chosen][key] for key in keys},
         "trials": rows,
@@ -114,7 +165,9 @@ def _suggest(trial: optuna.Trial, config: SearchConfig, points: list[float]) -> 
         value = trial.suggest_float("sparsity", points[0], points[-1])
     else:
         value = trial.suggest_categorical("sparsity", points)
-    return min(points, key=lambda point: abs(point - value))
+    point = min(points, key=lambda point: abs(point - value))
+    trial.set_user_attr("sparsity", point)
+    return point
 
 
 def _attributes(measured: Measured) -> dict[str, Any]:
@@ -124,7 +177,8 @@ def _attributes(measured: Measured) -> dict[str, Any]:
         "metric": measured.score.metric,
         "floor": measured.score.floor,
         "standard_error": measured.score.standard_error,
-        "scale": measured.scale,
+        "examples": measured.examples,
+        "scale": measured.candidate.scale,
         "params": measured.params,
         "macs": measured.macs,
         "seconds": measured.seconds,
@@ -133,17 +187,22 @@ def _attributes(measured: Measured) -> dict[str, Any]:
 
 
 def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
-    # The point that was measured: what Optuna counts up from the range's low differs in the last digit.
-    sparsity = trial.user_attrs.get("sparsity", trial.params.get("sparsity"))
+    # The point itself: what Optuna counts up from the range's low differs in the last digit.
+    sparsity = trial.user_attrs.get("sparsity", trial.system_attrs.get("fixed_params", trial.params).get("sparsity"))
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": sparsity}
     names = ("metric", "floor", "standard_error", "scale", "params", "macs", "seconds", "candidate")
     row |= {name: trial.user_attrs.get(name) for name in names}
+    if trial.state is TrialState.PRUNED:
+        # A metric of some examples is not to be ranked with those of all, under whatever λ.
+        row["stopped"] = {name: trial.user_attrs[name] for name in (*SCORE[1:], "examples")}
+        row |= dict.fromkeys(SCORE[1:])
     if trial.state is TrialState.COMPLETE:
-        score = Score(*(row[name] for name in ("sparsity", "metric", "floor", "standard_error")))
-        row |= {
+        score = Score(*(row[name] for name in SCORE))
+        return row | {
             "tradeoff": tradeoff(score.metric, score.sparsity, config.lam),
             "feasible": score.feasible(config.margin),
         }
-    else:
-        row |= {"tradeoff": None, "feasible": None, "error": trial.user_attrs.get(ERROR, "interrupted")}
+    row |= {"tradeoff": None, "feasible": None}
+    if trial.state is TrialState.FAIL:
+        row["error"] = trial.user_attrs.get(ERROR, "interrupted")
     return row

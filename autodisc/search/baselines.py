@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -16,50 +17,116 @@ from transformers import PreTrainedModel
 from autodisc.config import DistillationConfig
 from autodisc.distillation.schedule import Distilled, Workshop, distill_phase, distill_sandwich, passes_by_scale
 from autodisc.distillation.training import steps_for
+from autodisc.errors import TrainingError
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import extract
-from autodisc.search.storage import completed, enqueue_missing, run_trials
+from autodisc.search.storage import ask, completed, enqueue_missing, tell
+from autodisc.search.workers import Sendable, processes, spread
+from autodisc.tasks.batches import batches
+
+FIRST_PHASE = "teacher to assistant"  # whose order of rows the cache is filled in
+
+
+@dataclass(frozen=True)
+class MultiTrial(Sendable):
+    """A trial of maxidisc: distil an assistant of a sparsity, and a student from it."""
+
+    teacher: PreTrainedModel
+    ranking: Ranking
+    candidates: Mapping[float, Candidate]
+    student: Candidate
+    config: DistillationConfig
+
+    def __call__(self, workshop: Workshop, sparsity: float) -> Pair:
+        before = workshop.ledger.total
+        chain = chain_from(self.candidates, sparsity, self.student)
+        start = extract(self.teacher, self.ranking, chain[0])
+        assistant, student = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
+        after = workshop.ledger.total
+        return Pair(assistant, student, after.seconds - before.seconds, after.flops - before.flops)
+
+
+@dataclass(frozen=True)
+class Pair(Sendable):
+    """What a trial of maxidisc made, and what that took."""
+
+    assistant: Distilled
+    student: Distilled
+    seconds: float
+    flops: float
 
 
 def run_maxidisc(
     study: optuna.Study,
-    teacher: PreTrainedModel,
-    ranking: Ranking,
-    candidates: Mapping[float, Candidate],
-    student: Candidate,
-    config: DistillationConfig,
+    work: MultiTrial,
     workshop: Workshop,
     keep: Callable[[Distilled, Distilled], None],
     settled: Callable[[], None],
+    *,
+    jobs: int = 1,
 ) -> None:
-    """Distil an assistant and a student for every candidate.
+    """Distil an assistant and a student for every candidate, ``jobs`` trials at a time.
 
     ``keep`` gets each pair that beats those before it; ``settled`` is called after each trial.
     """
-    points = sorted(candidates)
+    points = sorted(work.candidates)
     enqueue_missing(study, [{"sparsity": s} for s in points])
+    trials: dict[float, optuna.Trial] = {}
 
-    def objective(trial: optuna.Trial) -> float:
-        sparsity = trial.suggest_categorical("sparsity", points)
-        before = workshop.ledger.total
-        chain = chain_from(candidates, sparsity, student)
-        start = extract(teacher, ranking, chain[0])
-        assistant, distilled = distill_sandwich(teacher, start, ranking, chain, config, workshop)
-        after = workshop.ledger.total
-        trial.set_user_attr("assistant_metric", assistant.metric)
-        trial.set_user_attr("seconds", after.seconds - before.seconds)
-        trial.set_user_attr("flops", after.flops - before.flops)
-        others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if all((distilled.metric, sparsity) > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
-            keep(assistant, distilled)
-        return distilled.metric
+    def asked() -> Iterator[float]:
+        while found := ask(study, 1):
+            sparsity = found[0].suggest_categorical("sparsity", points)
+            trials[sparsity] = found[0]
+            yield sparsity
 
-    stage = "maxidisc trials"
-    with workshop.progress.stage(stage, len(points)) as bar:
+    jobs = processes(jobs, workshop)
+    with workshop.progress.stage("maxidisc trials", len(points)) as bar:
         bar.advance(completed(study))
-        for succeeded in run_trials(study, objective, len(points)):
+        if jobs > 1:
+            _fill_cache(work, workshop)
+            outcomes = spread(work, asked(), jobs, workshop)
+        else:
+            outcomes = _one_by_one(work, asked(), workshop)
+        for sparsity, outcome in outcomes:
+            trial = trials[sparsity]
+            if isinstance(outcome, Pair):
+                trial.set_user_attr("assistant_metric", outcome.assistant.metric)
+                trial.set_user_attr("seconds", outcome.seconds)
+                trial.set_user_attr("flops", outcome.flops)
+                others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                own = (outcome.student.metric, sparsity)
+                if all(own > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
+                    keep(outcome.assistant, outcome.student)
+                tell(study, trial, outcome.student.metric)
+            else:
+                tell(study, trial, outcome)
+                if not isinstance(outcome, TrainingError):
+                    raise outcome
             settled()
-            bar.advance(int(succeeded))
+            bar.advance(int(isinstance(outcome, Pair)))
+
+
+def _one_by_one(
+    work: MultiTrial, sparsities: Iterable[float], workshop: Workshop
+) -> Iterator[tuple[float, Pair | Exception]]:
+    for sparsity in sparsities:
+        try:
+            yield sparsity, work(workshop, sparsity)
+        except Exception as error:
+            yield sparsity, error
+
+
+def _fill_cache(work: MultiTrial, workshop: Workshop) -> None:
+    """The teacher's outputs for every row, in the batches of a trial's first pass: else each process would make them,
+    and charge for them."""
+    config, task = work.config, workshop.task
+    order = workshop.runtime.generator(FIRST_PHASE, "order")
+    with workshop.teacher(work.teacher, config) as outputs:
+        for batch in batches(task.train, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=order):
+            for part in batch.split(config.accumulation):
+                outputs(part.to(workshop.runtime.device))
+            if any(why.startswith("recompute") for why in workshop.ledger.decisions.values()):
+                return  # every process will
 
 
 def distill_direct(

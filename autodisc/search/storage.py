@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
-from autodisc.errors import StudyError, TrainingError
+from autodisc.errors import StudyError
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 def open_storage(storage: str) -> optuna.storages.BaseStorage:
@@ -68,48 +69,42 @@ def close_stale(study: optuna.Study) -> None:
 
 
 def enqueue_missing(study: optuna.Study, points: list[dict[str, float]]) -> None:
-    """Queue the points that no completed or waiting trial has: a grid without Optuna's own, which skips failures."""
+    """Queue the points that no finished or waiting trial has: a grid without Optuna's own, which skips failures."""
     taken = [
         trial.params or trial.system_attrs.get("fixed_params", {})
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.WAITING))
+        for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))
     ]
     for point in points:
         if point not in taken:
             study.enqueue_trial(point)
 
 
-def run_trials(
-    study: optuna.Study, objective: Callable[[optuna.Trial], float], total: int, *, sample: bool = False
-) -> Iterator[bool]:
-    """Run queued trials, then with ``sample`` the sampler's, until ``total`` are complete; yields each one's success.
+def ask(study: optuna.Study, count: int, *, sample: bool = False) -> list[optuna.Trial]:
+    """Up to ``count`` trials, of the queue alone unless ``sample``: a grid is never left to a sampler, which knows
+    the bounds and not the points."""
+    with quiet_optuna():
+        return [study.ask() for _ in range(count if sample else min(count, waiting(study)))]
 
-    A trial that raises TrainingError fails alone: a queue ends without it, a sampler draws at most ``total`` others.
-    A grid is never left to a sampler, which knows the bounds and not the points.
-    """
 
-    def recorded(trial: optuna.Trial) -> float:
-        try:
-            return objective(trial)
-        except Exception as error:
-            trial.set_user_attr(ERROR, " ".join(str(error).split()))  # Optuna only logs it
-            raise
-
-    failures = 0
-    while completed(study) < total and (_queued(study) or (sample and failures < total)):
-        before = completed(study)
-        with quiet_optuna():
-            study.optimize(recorded, n_trials=1, catch=(TrainingError,))
-        succeeded = completed(study) > before
-        failures += not succeeded
-        yield succeeded
+def tell(study: optuna.Study, trial: optuna.Trial, outcome: float | Exception | None) -> None:
+    """End a trial: with its value, with what went wrong, or (none) as stopped early."""
+    with quiet_optuna():
+        if outcome is None:
+            study.tell(trial, state=TrialState.PRUNED)
+        elif isinstance(outcome, Exception):
+            trial.set_user_attr(ERROR, " ".join(str(outcome).split()))
+            study.tell(trial, state=TrialState.FAIL)
+        else:
+            study.tell(trial, outcome)
 
 
 def completed(study: optuna.Study) -> int:
-    return len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    """Trials that need not be run again, those that were stopped early included."""
+    return len(study.get_trials(deepcopy=False, states=DONE))
 
 
-def _queued(study: optuna.Study) -> bool:
-    return bool(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+def waiting(study: optuna.Study) -> int:
+    return len(study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
 
 @contextlib.contextmanager

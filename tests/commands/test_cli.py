@@ -14,8 +14,8 @@ from autodisc import api, cli
 
 TEACHER = "--teacher teachers/mrpc --task mrpc --data data/mrpc"
 SMALL = (
-    "--sparsities 0.3,0.5 --epochs 1 --recovery-steps 4 --importance-rounds 1 --threads 1 --precision fp32"
-    " --set search.importance.examples=32 --set search.margin=0.5"
+    "--sparsities 0.3,0.5 --epochs 1 --recovery-steps 4 --threads 1 --precision fp32"
+    " --criterion first-order --importance-rounds 1 --set search.importance.examples=32 --set search.margin=0.5"
 )
 SMALL_BASELINE = SMALL.replace(" --recovery-steps 4", "")  # a search's alone
 COMMANDS = ["finetune", "search", "distill", "baseline", "run", "report", "dashboard", "demo", "evaluate"]

@@ -48,9 +48,12 @@ def finite_differences(model, task, batch_size, step=1e-4):
     return sums
 
 
+def first_order(**settings):
+    return ImportanceConfig(**{"criterion": "first-order", "batch_size": 8, **settings})
+
+
 def estimate(model, task, runtime, **settings):
-    config = ImportanceConfig(**{"batch_size": 8, **settings})
-    return estimate_importance(model, task.train, config, task=task, runtime=runtime, ledger=Ledger())
+    return estimate_importance(model, task.train, first_order(**settings), task=task, runtime=runtime, ledger=Ledger())
 
 
 @pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
@@ -102,7 +105,7 @@ def test_a_teacher_with_nan_is_reported(tiny, make_task, make_runtime):
 
 def test_one_round_is_the_plain_sort(tiny, make_task, make_runtime):
     task, model = make_task(), tiny()
-    ranking = rank_units(model, task, ImportanceConfig(examples=1000, rounds=1, batch_size=8), runtime=make_runtime())
+    ranking = rank_units(model, task, first_order(examples=1000, rounds=1), runtime=make_runtime())
     found = estimate(model, task, make_runtime())
     for order, layers in ((ranking.heads, found.heads), (ranking.neurons, found.neurons)):
         scores = [float(layers[layer][i]) for layer, i in order]
@@ -113,7 +116,7 @@ def test_one_round_is_the_plain_sort(tiny, make_task, make_runtime):
 @pytest.mark.parametrize("family", ["bert", "distilbert"])
 def test_a_ranking_holds_every_unit_once(tiny, make_task, make_runtime, same_weights, family, rounds):
     model = tiny(family)
-    config = ImportanceConfig(examples=16, rounds=rounds, batch_size=16)
+    config = first_order(examples=16, rounds=rounds, batch_size=16)
     ranking = rank_units(model, make_task(), config, runtime=make_runtime())
     assert ranking.layers == 3
     assert sorted(ranking.heads) == [(layer, i) for layer in range(3) for i in range(4)]
@@ -124,7 +127,7 @@ def test_a_ranking_holds_every_unit_once(tiny, make_task, make_runtime, same_wei
 def test_ranking_a_pruned_teacher_ranks_what_it_has(tiny, make_task, make_runtime, random_ranking):
     model = tiny()
     cut = extract(model, random_ranking(model), candidate(random_ranking(model), 0.5))
-    ranking = rank_units(cut, make_task(), ImportanceConfig(examples=16, rounds=2), runtime=make_runtime())
+    ranking = rank_units(cut, make_task(), first_order(examples=16, rounds=2), runtime=make_runtime())
     whole = candidate(ranking, 0.0)
     kept = cut.config.autodisc
     assert whole.heads == tuple(map(len, kept["kept_heads"]))
@@ -136,7 +139,7 @@ def test_ranking_a_pruned_teacher_ranks_what_it_has(tiny, make_task, make_runtim
 
 
 def test_the_same_seed_ranks_alike_and_another_draws_other_examples(tiny, make_task, make_runtime):
-    config = ImportanceConfig(examples=8, rounds=2, batch_size=8)
+    config = first_order(examples=8, rounds=2)
     task, model = make_task(), tiny()
     first, again, other = (rank_units(model, task, config, runtime=make_runtime(seed)) for seed in (3, 3, 4))
     assert first == again
@@ -148,7 +151,7 @@ def test_every_round_is_paid_for(tiny, make_task, make_runtime):
     flops = []
     for rounds in (1, 3):
         ledger = Ledger()
-        config = ImportanceConfig(examples=16, rounds=rounds, batch_size=8)
+        config = first_order(examples=16, rounds=rounds)
         rank_units(model, task, config, runtime=make_runtime(), ledger=ledger)
         flops.append(ledger.stages["importance"].flops)
     assert 1.2 * flops[0] < flops[1] < 3 * flops[0]

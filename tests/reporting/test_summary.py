@@ -5,6 +5,7 @@ import pytest
 from autodisc.reporting.records import read_records
 from autodisc.reporting.rows import StrategyRow
 from autodisc.reporting.summary import summarize
+from autodisc.reporting.tables import trial_table
 from autodisc.reporting.verdict import compare
 
 
@@ -132,3 +133,19 @@ def test_a_difference_below_two_combined_standard_errors_is_noise(ours, word):
 def test_students_of_different_splits_are_not_compared():
     left = StrategyRow("autodisc", 0.8, 0.01, "test")
     assert compare(left, StrategyRow("direct", 0.8, 0.01, "validation")) is None
+
+
+def test_a_candidate_that_was_stopped_early_is_told_of_and_neither_ranked_nor_called_failed(make, tmp_path):
+    stopped = {
+        **make.trial(7, 0.3, 0.7),
+        "state": "PRUNED",
+        **dict.fromkeys(("metric", "floor", "standard_error", "tradeoff", "feasible")),
+        "stopped": {"metric": 0.7, "floor": 0.5, "standard_error": 0.02, "examples": 640},
+    }
+    study = _one(make.write(tmp_path, make.search([make.trial(0, 0.5, 0.8), stopped])), lam=0.0)
+    assert study.reranked.sparsity == 0.5
+    (text,) = (text for text in study.against if "stopped early" in text)
+    assert text.startswith("1 candidate ")
+    assert not any("failed" in text for text in study.against)
+    (row,) = (row for row in trial_table(study).rows if row[0] == "0.3")
+    assert row[-1] == "stopped early: 0.700 on 640 examples"

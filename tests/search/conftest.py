@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,11 +42,23 @@ class Bench:
     def config(**settings: Any) -> SearchConfig:
         return search_config(**settings)
 
-    def run(self, study: optuna.Study, *, points=GRID, progress=None, **settings: Any) -> dict[str, Any]:
+    def run(self, study: optuna.Study, *, points=GRID, progress=None, opened=None, **settings: Any) -> dict[str, Any]:
         config = search_config(**settings)
         workshop = self.workshop if progress is None else replace(self.workshop, progress=progress)
-        run_study(study, self.supernet.active, self.candidates(points), config, workshop)
+        run_study(study, opened or self.supernet.active, self.candidates(points), config, workshop)
         return search_result(study, config, storage="here")
+
+    def failing(self, error: BaseException, *sparsities: float) -> Any:
+        """An opener that raises ``error`` for these sparsities (none: for all)."""
+
+        @contextlib.contextmanager
+        def opened(candidate):
+            if not sparsities or candidate.sparsity in sparsities:
+                raise error
+            with self.supernet.active(candidate) as model:
+                yield model
+
+        return opened
 
 
 def search_config(**settings: Any) -> SearchConfig:

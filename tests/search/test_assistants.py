@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import optuna
@@ -13,6 +14,7 @@ from autodisc.models.layouts import encoder_parameters
 from autodisc.search import assistants
 from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
 from autodisc.search.storage import open_storage
+from autodisc.tasks import batches as batching
 
 GRID = (0.1, 0.3, 0.5, 0.7, 0.85)
 
@@ -77,34 +79,48 @@ def test_the_same_study_twice_chooses_alike(bench, parts):
     assert vars(parts(first)) == vars(parts(again))
 
 
-def test_a_finished_study_runs_nothing_again(bench, monkeypatch):
+def test_a_finished_study_runs_nothing_again(bench):
     first = bench.run(bench.open())
-    monkeypatch.setattr(assistants, "measure", None)
-    assert bench.run(bench.open()) == first
+    assert bench.run(bench.open(), opened=bench.failing(AssertionError("runs again"))) == first
+
+
+def test_candidates_side_by_side_measure_what_each_measures_alone(bench):
+    result = bench.run(bench.open())
+    for row in result["trials"]:
+        alone = measure(bench.supernet.active, bench.candidates()[row["sparsity"]], bench.workshop)
+        assert vars(alone.score) == {name: row[name] for name in ("sparsity", "metric", "floor", "standard_error")}
+        assert (alone.params, alone.macs, alone.examples) == (row["params"], row["macs"], 24)
+
+
+def test_tokens_are_read_once_for_all_candidates(bench, monkeypatch):
+    read = []
+    gather = batching._Lists.gather
+    monkeypatch.setattr(
+        batching._Lists, "gather", lambda self, rows, lengths: read.append(1) or gather(self, rows, lengths)
+    )
+    measure(bench.supernet.active, bench.candidates()[0.5], bench.workshop)
+    once = len(read)
+    bench.run(bench.open())
+    assert len(read) == 2 * once
 
 
 def test_an_interrupted_study_goes_on_and_chooses_what_an_uninterrupted_one_chooses(bench, make_listener, parts):
     expected = parts(bench.run(bench.open("whole")))
+    bench.run(bench.open(), trials=2)
     with pytest.raises(KeyboardInterrupt):
-        bench.run(bench.open(), progress=make_listener("trials", after=2))
+        bench.run(bench.open(), progress=make_listener("trials", after=3))
     found = bench.open()
     assert states(found).count("COMPLETE") == 2
     assert vars(parts(bench.run(found))) == vars(expected)
 
 
-def test_a_trial_that_was_interrupted_is_run_again(bench, parts, monkeypatch):
+def test_a_trial_that_was_interrupted_is_run_again(bench, parts):
     expected = parts(bench.run(bench.open("whole")))
-
-    def interrupted(opened, candidate, workshop):
-        if candidate.sparsity == 0.5:
-            raise KeyboardInterrupt
-        return measure(opened, candidate, workshop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assistants, "measure", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            bench.run(bench.open())
-    assert vars(parts(bench.run(bench.open()))) == vars(expected)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(bench.open(), opened=bench.failing(KeyboardInterrupt(), 0.5))
+    found = bench.run(bench.open())
+    assert vars(parts(found)) == vars(expected)
+    assert [row["state"] for row in found["trials"]] == ["COMPLETE"] * 5  # and nothing else is told of
 
 
 @pytest.mark.parametrize("suggested", [True, False], ids=["after suggesting", "before suggesting"])
@@ -121,7 +137,19 @@ def test_a_trial_that_a_killed_run_left_running_is_closed_and_its_point_evaluate
     found = bench.run(resumed)
     assert vars(parts(found)) == vars(expected)
     assert states(resumed).count("COMPLETE") == 5
-    assert [row["error"] for row in found["trials"] if row["state"] == "FAIL"] == ["interrupted"]
+    assert len(found["trials"]) == 5
+
+
+def test_a_point_that_was_never_measured_again_is_told_of_as_interrupted(bench):
+    study = bench.open()
+    study.enqueue_trial({"sparsity": 0.7})
+    study.ask()
+    found = bench.run(bench.open(), trials=2)
+    assert [(row["sparsity"], row.get("error")) for row in found["trials"]] == [
+        (0.1, None),
+        (0.3, None),
+        (0.7, "interrupted"),
+    ]
 
 
 def test_two_trials_then_all_is_all(bench, parts):
@@ -131,18 +159,10 @@ def test_two_trials_then_all_is_all(bench, parts):
     assert vars(parts(bench.run(bench.open()))) == vars(expected)
 
 
-def test_a_failed_trial_fails_alone(bench, parts, monkeypatch):
+def test_a_failed_trial_fails_alone(bench, parts):
     whole = bench.run(bench.open("whole"))
-
-    def bad(opened, candidate, workshop):
-        if candidate.sparsity == 0.5:
-            raise TrainingError("predictions: NaN")
-        return measure(opened, candidate, workshop)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assistants, "measure", bad)
-        study = bench.open()
-        found = bench.run(study)
+    study = bench.open()
+    found = bench.run(study, opened=bench.failing(TrainingError("predictions: NaN"), 0.5))
     assert sorted(states(study)) == ["COMPLETE"] * 4 + ["FAIL"]
     (failed,) = (row for row in found["trials"] if row["state"] == "FAIL")
     assert (failed["sparsity"], failed["tradeoff"], failed["feasible"]) == (0.5, None, None)
@@ -151,25 +171,33 @@ def test_a_failed_trial_fails_alone(bench, parts, monkeypatch):
     assert vars(parts(bench.run(bench.open()))) == vars(parts(whole))  # and is tried again when asked again
 
 
-def test_a_study_whose_trials_all_fail_ends(bench, monkeypatch):
-    def bad(*_):
-        raise TrainingError("predictions: NaN")
+def test_a_candidate_whose_logits_are_not_finite_fails_alone(bench):
+    @contextlib.contextmanager
+    def opened(candidate):
+        with bench.supernet.active(candidate) as model:
+            bias = model.classifier.bias.detach()
+            before = bias.clone()
+            bias.fill_(float("nan") if candidate.sparsity == 0.3 else 0.0)
+            try:
+                yield model
+            finally:
+                bias.copy_(before)
 
-    monkeypatch.setattr(assistants, "measure", bad)
+    found = bench.run(bench.open(), opened=opened)
+    assert [row["state"] for row in found["trials"]] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+
+
+def test_a_study_whose_trials_all_fail_ends(bench):
     study = bench.open()
-    assert bench.run(study)["best"] is None
+    assert bench.run(study, opened=bench.failing(TrainingError("predictions: NaN")))["best"] is None
     assert states(study) == ["FAIL"] * 5
 
 
-def test_a_bad_set_up_stops_the_study(bench, monkeypatch):
-    def bad(*_):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(assistants, "measure", bad)
+def test_a_bad_set_up_stops_the_study(bench):
     study = bench.open()
     with pytest.raises(RuntimeError, match="out of memory"):
-        bench.run(study)
-    assert states(study).count("FAIL") == 1
+        bench.run(study, opened=bench.failing(RuntimeError("out of memory"), 0.5))
+    assert states(study) == ["FAIL"] * 5  # they were all under way
 
 
 def test_another_configuration_is_refused_with_what_differs(bench):
@@ -192,12 +220,8 @@ def test_when_all_are_infeasible_nothing_is_chosen_and_optuna_agrees(bench):
 
 
 def test_a_metric_exactly_at_the_floor_is_infeasible_for_optuna_too(bench, monkeypatch):
-    def floored(opened, candidate, workshop):
-        found = measure(opened, candidate, workshop)
-        score = assistants.Score(candidate.sparsity, metric=0.5, floor=0.5, standard_error=0.1)
-        return assistants.Measured(score, found.scale, found.params, found.macs, found.seconds, candidate)
-
-    monkeypatch.setattr(assistants, "measure", floored)
+    monkeypatch.setattr(type(bench.workshop.task.metric), "floor", lambda self, labels: 0.5)
+    monkeypatch.setattr(type(bench.workshop.task.metric), "score", lambda *_: 0.5)
     study = bench.open()
     assert bench.run(study, margin=0.0)["best"] is None
     with pytest.raises(ValueError, match="feasible"):

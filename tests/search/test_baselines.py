@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+
 import pytest
 
 from autodisc.config import DistillationConfig
@@ -9,7 +12,7 @@ from autodisc.errors import TrainingError
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.supernet import extract
 from autodisc.search import baselines
-from autodisc.search.baselines import baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
 
 CONFIG = DistillationConfig(epochs=1, batch_size=16, lr=1e-3)
 POINTS = (0.3, 0.5, 0.7)
@@ -21,19 +24,16 @@ def maxidisc(tiny, random_ranking, make_workshop):
     teacher = tiny(layers=2)
     ranking = random_ranking(teacher)
 
-    def call(study, candidates, *, seed=0, **workshop_settings):
+    def call(study, candidates, *, seed=0, jobs=1, work=MultiTrial, **workshop_settings):
         kept, settled = [], []
         workshop = make_workshop(seed=seed, **workshop_settings)
         run_maxidisc(
             study,
-            teacher,
-            ranking,
-            candidates,
-            candidate(ranking, 0.9),
-            CONFIG,
+            work(teacher, ranking, candidates, candidate(ranking, 0.9), CONFIG),
             workshop,
             lambda *pair: kept.append(pair),
             lambda: settled.append(len(study.trials)),
+            jobs=jobs,
         )
         return kept, baseline_result(study, storage="here"), workshop
 
@@ -83,6 +83,33 @@ def test_an_interrupted_baseline_runs_only_what_is_left(bench, maxidisc, candida
     assert workshop.curves
     numbers = [(row["sparsity"], row["assistant_metric"], row["student_metric"]) for row in result["trials"]]
     assert numbers == [(row["sparsity"], row["assistant_metric"], row["student_metric"]) for row in whole["trials"]]
+
+
+def test_two_processes_make_what_one_makes_and_what_fails_fails_alone(
+    bench, maxidisc, candidates, make_runtime, same_weights
+):
+    class Failing(MultiTrial):
+        def __call__(self, workshop, sparsity):
+            if sparsity == 0.5:
+                raise TrainingError("the loss is nan")
+            return super().__call__(workshop, sparsity)
+
+    whole, expected, alone = maxidisc(bench.open("one"), candidates, work=Failing)
+    shutil.rmtree(alone.cache)
+    runtime = replace(make_runtime(), threads=2)
+    kept, found, workshop = maxidisc(bench.open(), candidates, jobs=2, work=Failing, runtime=runtime)
+    names = ("sparsity", "state", "assistant_metric", "student_metric")
+    assert [[row[name] for name in names] for row in found["trials"]] == [
+        [row[name] for name in names] for row in expected["trials"]
+    ]
+    assert [row["state"] for row in found["trials"]] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert found["best"]["sparsity"] == kept[-1][0].candidate.sparsity == expected["best"]["sparsity"]
+    assert all(same_weights(a.model, b.model) for a, b in zip(kept[-1], whole[-1], strict=True))
+    assert workshop.ledger.total.flops == pytest.approx(alone.ledger.total.flops)
+    outputs = [own.ledger.stages["teacher outputs"].tokens for own in (workshop, alone)]
+    assert outputs[0] == outputs[1]  # made once for all
+    assert sum(row["seconds"] or 0 for row in found["trials"]) <= workshop.ledger.total.seconds
+    assert workshop.curves.keys() == alone.curves.keys()
 
 
 def test_a_failed_trial_fails_alone(bench, maxidisc, candidates, monkeypatch):

@@ -1,0 +1,150 @@
+"""Trials side by side: processes that share the CPU threads out among them (joblib's loky).
+
+A worker gets the work itself, pickled, a ledger of its own, and threads // jobs threads; so what it returns is what
+one process with so many threads computes. Only the parent asks the study, tells it, keeps files and books costs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import joblib
+import torch
+from joblib.externals.loky import get_reusable_executor
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+
+from autodisc.costs import Ledger
+from autodisc.distillation.schedule import Distilled, Workshop
+from autodisc.errors import TrainingError
+from autodisc.models.checkpoints import Kept, resize
+from autodisc.progress import Silent
+
+Key = TypeVar("Key")
+Result = TypeVar("Result")
+Work = Callable[[Workshop, Key], Result]  # in a worker: all of it is pickled
+
+
+class Sendable:
+    """Goes to another process with its models as configuration and weights: a model that has shown its hidden states
+    holds hooks of transformers, which cannot be pickled."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: packed(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: opened(value) for name, value in state.items()})
+
+
+@dataclass(frozen=True)
+class _Parcel:
+    config: PretrainedConfig
+    weights: dict[str, torch.Tensor]
+    device: torch.device
+
+
+def packed(value: Any) -> Any:
+    """A model, or what holds one, as it can be sent."""
+    if isinstance(value, PreTrainedModel):
+        return _Parcel(value.config, {k: v.cpu() for k, v in value.state_dict().items()}, value.device)
+    if isinstance(value, Distilled):
+        return replace(value, model=packed(value.model))
+    return value
+
+
+def opened(value: Any) -> Any:
+    """What was ``packed``, with a model of its own."""
+    if isinstance(value, _Parcel):
+        model = AutoModelForSequenceClassification.from_config(value.config, dtype=torch.float32)
+        kept = Kept.of(value.config)
+        resize(model, [len(layer) for layer in kept.heads], [len(layer) for layer in kept.neurons])
+        model.load_state_dict(value.weights)
+        return model.eval().to(value.device)
+    if isinstance(value, Distilled):
+        return replace(value, model=opened(value.model))
+    return value
+
+
+def processes(jobs: int, workshop: Workshop) -> int:
+    """How many processes ``jobs`` comes to: on a CPU never more than threads."""
+    threads = workshop.runtime.threads
+    if workshop.runtime.device.type != "cpu" or jobs <= threads:
+        return jobs
+    workshop.progress.say(f"jobs: {jobs} asked for, {threads} at a time, since there are no more threads")
+    return threads
+
+
+def apart(workshop: Workshop) -> Workshop:
+    """The workshop for another process: it has paid for what this one has, tells nobody, and books for itself."""
+    ledger = Ledger()
+    ledger.paid = dict(workshop.ledger.paid)
+    return replace(workshop, ledger=ledger, progress=Silent(), curves={})
+
+
+def spread(
+    work: Work[Key, Result], keys: Iterable[Key], jobs: int, workshop: Workshop
+) -> Iterator[tuple[Key, Result | Exception]]:
+    """Each key with what ``work`` returned for it or raised, as they finish; a key is taken when a process is free.
+
+    Costs and the curves of the last key are the workshop's afterwards. Where a process dies, what had been started is
+    done again one at a time, then the rest; a TrainingError is what comes of a key whose process dies even so.
+    """
+    threads = max(1, workshop.runtime.threads // jobs)
+    waiting, started, done = iter(keys), list[Key](), set[Key]()
+    since = time.perf_counter()
+
+    def calls(keys: Iterable[Key]) -> Iterator[Any]:
+        for key in keys:
+            if key not in started:
+                started.append(key)
+            yield joblib.delayed(_run)(work, apart(workshop), key, threads)
+
+    def finished(keys: Iterable[Key], at_once: int) -> Iterator[tuple[Key, Result | Exception]]:
+        nonlocal since
+        parallel = joblib.Parallel(max(2, at_once), return_as="generator_unordered", batch_size=1, pre_dispatch=at_once)
+        for key, outcome, ledger, curves in parallel(calls(keys)):
+            now = time.perf_counter()
+            workshop.ledger.merge(ledger, now - since)
+            since = now
+            if not any(other in done for other in started[started.index(key) :]):
+                workshop.curves.update(curves)
+            done.add(key)
+            yield key, outcome
+
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=threads), _workers_ended():
+        while True:
+            try:
+                yield from finished(waiting, jobs)
+                return
+            except TerminatedWorkerError:
+                for key in [key for key in started if key not in done]:
+                    try:
+                        yield from finished([key], 1)
+                    except TerminatedWorkerError:
+                        done.add(key)
+                        yield key, TrainingError("its process was ended from outside, alone too; is memory short?")
+
+
+def _run(
+    work: Work[Key, Result], workshop: Workshop, key: Key, threads: int
+) -> tuple[Key, Result | Exception, Ledger, dict[str, Any]]:
+    torch.set_num_threads(threads)
+    workshop = replace(workshop, runtime=replace(workshop.runtime, threads=threads))
+    try:
+        outcome: Result | Exception = work(workshop, key)
+    except Exception as error:
+        outcome = error
+    return key, outcome, workshop.ledger, workshop.curves
+
+
+@contextlib.contextmanager
+def _workers_ended() -> Iterator[None]:
+    """joblib keeps idle workers, and what they hold of models, for five minutes."""
+    try:
+        yield
+    finally:
+        get_reusable_executor().shutdown(wait=True, kill_workers=True)
