@@ -72,8 +72,13 @@ GRID = _panel(
     ("--low", "search.low", "S", "A range instead of a grid: its lowest sparsity."),
     ("--high", "search.high", "S", "The range's highest sparsity."),
     ("--step", "search.step", "S", "The range's step."),
-    ("--criterion", "search.importance.criterion", "NAME", "What ranks units: fisher, or first-order (the paper's)."),
-    ("--importance-rounds", "search.importance.rounds", "N", "Of first-order; 1 is the paper's, 8 unless given."),
+    (
+        "--criterion",
+        "search.importance.criterion",
+        "NAME",
+        "What ranks units: first-order, or fisher (scorer pruned's).",
+    ),
+    ("--importance-rounds", "search.importance.rounds", "N", "Of first-order; 1 is the paper's, 4 unless given."),
     ("--jobs", "search.jobs", "N", "Processes that run trials side by side and share the CPU threads."),
 )
 SEARCH = GRID + _panel(

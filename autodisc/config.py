@@ -65,13 +65,14 @@ class TeacherConfig(Section):
 class ImportanceConfig(Section):
     """Pruning: the order in which heads and neurons go, found on training examples, and what is made of a cut."""
 
-    criterion: Literal["fisher", "first-order"] = Field(
-        "fisher",
-        description="fisher: Δloss once its layer has made up for it; first-order: Σ |∂loss/∂mask|, the paper.",
+    criterion: Literal["first-order", "fisher"] = Field(
+        "first-order",
+        description="first-order: Σ |∂loss/∂mask|, the paper's; fisher: Δloss once its layer has made up for it. Scorer"
+        " pruned, which refits its cuts: fisher unless given. A slice is not refitted: first-order recovers better.",
     )
     examples: int = Field(512, ge=1, description="Training examples, the same in each round.")
     rounds: int | None = Field(
-        None, ge=1, description="Of first-order: 1 is the paper, more re-estimate on what remains. None: 8."
+        None, ge=1, description="Of first-order: 1 is the paper, more re-estimate on what remains. None: 4."
     )
     batch_size: int = Field(32, ge=1)
     normalise: bool = Field(
@@ -122,6 +123,18 @@ class SearchConfig(Section):
     storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fisher_where_cuts_are_refitted(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("scorer") == "pruned":
+            importance = values.get("importance", {})
+            if isinstance(importance, ImportanceConfig):
+                importance = importance.model_dump(exclude_unset=True)
+            of_order = ("criterion", "rounds", "normalise")
+            if isinstance(importance, dict) and not any(name in importance for name in of_order):
+                return {**values, "importance": {"criterion": "fisher", **importance}}
+        return values
 
     @model_validator(mode="after")
     def _grid_or_range(self) -> SearchConfig:
@@ -235,8 +248,13 @@ def make_config(values: dict[str, Any], *, source: str = "") -> StudyConfig:
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
-        prefix = f"{source}: " if source else ""
-        raise ConfigError(prefix + "; ".join(_explain(dict(item)) for item in error.errors())) from None
+        raise explained(error, StudyConfig, source=source) from None
+
+
+def explained(error: ValidationError, model: type[BaseModel], *, source: str = "") -> ConfigError:
+    """What is wrong with settings of ``model``, in one line."""
+    prefix = f"{source}: " if source else ""
+    return ConfigError(prefix + "; ".join(_explain(dict(item), model) for item in error.errors()))
 
 
 def read_config(path: Path) -> StudyConfig:
@@ -283,11 +301,11 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _explain(item: dict[str, Any]) -> str:
+def _explain(item: dict[str, Any], model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in item["loc"])
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "extra_forbidden":
-        valid = _valid_keys(item["loc"][:-1])
+        valid = _valid_keys(item["loc"][:-1], model)
         near = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.5)
         way_out = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(valid)}"
         return f"{field}: unknown setting; {way_out}"
@@ -298,10 +316,11 @@ def _explain(item: dict[str, Any]) -> str:
     return f"{field}: got {item['input']!r}; {message[0].lower()}{message[1:]}"
 
 
-def _valid_keys(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = StudyConfig
+def _valid_keys(location: tuple[Any, ...], section: type[BaseModel]) -> list[str]:
     for part in location:
-        annotation = section.model_fields[str(part)].annotation
+        if isinstance(part, int):  # of a list, whose members have been looked up
+            continue
+        annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return list(section.model_fields)

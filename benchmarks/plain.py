@@ -1,7 +1,9 @@
 """The limits of speed.py: hand-written loops that do a stage's arithmetic and nothing else.
 
 No sandwich, no supernet, no cache, no ledger, no schedule, no checks; batches and what the teacher says of them are
-made before. Kernels are the fastest that were found, so that a limit hides no cost that ours shares with it.
+made before. Kernels are the fastest that were found, so that a limit hides no cost that ours shares with it. Models run
+through transformers' modules, as in anyone's own loop; a supernet's layers are written out (``pruning/layers.py``), so
+training can come out below its limit.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ The assistant of its second sandwich is the one that our search chose.
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -111,6 +112,7 @@ def as_released(space: Workspace, chosen: float, epochs: int, steps: int) -> dic
 
 
 def main() -> None:
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")  # as the commands have it
     parser = inputs(__doc__)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--steps", type=int, default=8, help="of each kind that are timed, as released")

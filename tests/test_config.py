@@ -8,6 +8,7 @@ import yaml
 
 from autodisc.config import (
     DEFAULT_SPARSITIES,
+    ImportanceConfig,
     StudyConfig,
     differences,
     make_config,
@@ -199,6 +200,18 @@ def test_rounds_are_first_orders_alone():
     study = {"task": {"name": "sst2"}, "teacher": {"model": "t"}}
     for importance in ({"rounds": 4}, {"normalise": True}):
         with pytest.raises(ConfigError, match=r"search.importance: rounds, normalise: .*add criterion: first-order"):
-            make_config({**study, "search": {"importance": importance}})
-        made = make_config({**study, "search": {"importance": {"criterion": "first-order", **importance}}})
-        assert made.search.importance.rounds == importance.get("rounds")
+            make_config({**study, "search": {"importance": {"criterion": "fisher", **importance}}})
+
+
+def test_where_a_cut_is_refitted_the_fisher_criterion_ranks_unless_another_is_asked_for():
+    study = {"task": {"name": "sst2"}, "teacher": {"model": "t"}}
+    for search, criterion in (
+        ({}, "first-order"),
+        ({"scorer": "pruned"}, "fisher"),
+        ({"scorer": "pruned", "importance": {"examples": 64}}, "fisher"),
+        ({"scorer": "pruned", "importance": ImportanceConfig(examples=64)}, "fisher"),
+        ({"scorer": "pruned", "importance": {"rounds": 2}}, "first-order"),
+        ({"scorer": "pruned", "importance": {"criterion": "first-order"}}, "first-order"),
+        ({"importance": {"criterion": "fisher"}}, "fisher"),
+    ):
+        assert make_config({**study, "search": search}).search.importance.criterion == criterion

@@ -96,7 +96,9 @@ RECOVERED = {"sparsities": [0.3, 0.5], "recovery": {"steps": 6}}
 PRUNED = {"low": 0.2, "high": 0.6, "step": 0.1, "trials": 3, "scorer": "pruned"}
 
 
-@pytest.mark.parametrize("importance", [{}, {"criterion": "first-order", "rounds": 2}], ids=["fisher", "first-order"])
+@pytest.mark.parametrize(
+    "importance", [{"criterion": "fisher"}, {"criterion": "first-order", "rounds": 2}], ids=["fisher", "first-order"]
+)
 @pytest.mark.parametrize("search", [RECOVERED, PRUNED], ids=["recovered", "pruned"])
 def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(values, tmp_path, search, importance):
     config = make_config({**values, "search": {**search, "importance": {"examples": 100, **importance}}})

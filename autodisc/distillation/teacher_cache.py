@@ -26,6 +26,7 @@ from autodisc.distillation.losses import TeacherOutput
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
+from autodisc.pruning.layers import running, sliced_layers
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split
@@ -55,6 +56,7 @@ class TeacherCache:
         self._width = int(teacher.config.hidden_size)
         classes = int(teacher.config.num_labels or 1)
         self._kind = ("teacher", tuple((block.heads, block.neurons) for block in blocks(teacher)))
+        self._forwards = [layer.forward(layer.heads, layer.neurons) for layer in sliced_layers(teacher)]
         self._store: _Store | None = None
         self._progress = progress or Silent()
         self._reads, self._read = 0, Cost()
@@ -82,25 +84,24 @@ class TeacherCache:
             self._store.close()
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """logits (B, V) and hidden states (real tokens of the batch, depths, C), fp32 on the runtime's device."""
+        """logits (B, V) and hidden states (B, T, depths, C; zero at padding), fp32 on the runtime's device."""
         with self.ledger.stage(STAGE):
             if self._store is None:
                 return self._compute(batch)
             rows = batch.rows
-            positions = np.concatenate([np.arange(self._offsets[r], self._offsets[r + 1]) for r in rows])
+            lengths, starts = self.split.lengths[rows], self._offsets[rows]
             missing = not self._store.filled[rows].all()
             if missing:
                 output = self._compute(batch)
                 hidden = None if output.hidden is None else output.hidden.cpu().numpy()
-                lengths = self.split.lengths[rows]
-                self._store.write(rows, positions, lengths, output.logits.cpu().numpy(), hidden)
+                self._store.write(rows, starts, lengths, output.logits.cpu().numpy(), hidden)
             else:
                 self._charge(rows)
             self._charged[rows] = True
             # Read back even what was just made: a cached run and an uncached one see the same rounding.
             _wait(self.runtime.device)
             with self.ledger.timed() as took:
-                logits, states = self._store.read(rows, positions)
+                logits, states = self._store.read(rows, starts, lengths, batch.inputs["input_ids"].shape[1])
                 device = self.runtime.device
                 hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
                 found = TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
@@ -134,13 +135,14 @@ class TeacherCache:
         with self.ledger.timed() as took:
             with (
                 torch.no_grad(),
+                running(self.teacher, self._forwards),
                 self.runtime.autocast(),
                 self.ledger.count(self._kind, batch.padded_tokens),
             ):
                 out = self.teacher(**batch.inputs, output_hidden_states=bool(self.depths))
-            mask = batch.inputs["attention_mask"].bool()
-            states = [out.hidden_states[depth][mask].half().float() for depth in self.depths]
-            hidden = torch.stack(states, dim=1) if states else None  # (tokens, depths, C)
+            states = [out.hidden_states[depth].half().float() for depth in self.depths]
+            padding = batch.inputs["attention_mask"] == 0
+            hidden = torch.stack(states, dim=2).index_put_((padding,), states[0].new_zeros(())) if states else None
             _wait(self.runtime.device)
         if self._store is not None:
             self._store.book(took.seconds, self.ledger.stages[STAGE].flops - before, batch.tokens)
@@ -180,21 +182,28 @@ class _Store:
     def write(
         self,
         rows: np.ndarray,
-        positions: np.ndarray,
+        starts: np.ndarray,
         lengths: np.ndarray,
         logits: np.ndarray,
         hidden: np.ndarray | None,
     ) -> None:
         """Rows that are there already stay as they are: a reader sees the same values all its life."""
-        new = ~self.filled[rows]
+        new = np.flatnonzero(~self.filled[rows])
         if hidden is not None:
-            tokens = np.repeat(new, lengths)
-            self._hidden[positions[tokens]] = hidden[tokens]
+            for i in new:
+                self._hidden[starts[i] : starts[i] + lengths[i]] = hidden[i, : lengths[i]]
         self._logits[rows[new]] = logits[new]
         self.filled[rows] = True  # last: a row that says filled is
 
-    def read(self, rows: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self._logits[rows], self._hidden[positions]
+    def read(
+        self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, longest: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """logits (B, V) and hidden states (B, T, depths, C), zero beyond a row's length."""
+        hidden = np.empty((len(rows), longest, *self._hidden.shape[1:]), self._hidden.dtype)
+        for row, start, length in zip(hidden, starts.tolist(), lengths.tolist(), strict=True):
+            row[:length] = self._hidden[start : start + length]
+            row[length:] = 0
+        return self._logits[rows], hidden
 
     def book(self, seconds: float, flops: float, tokens: int) -> None:
         first = self._spent["tokens"] == 0

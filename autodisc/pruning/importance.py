@@ -32,7 +32,7 @@ from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import Split, Task
 
-ROUNDS = 8
+ROUNDS = 4
 LAST_ROUND = 0.95  # sparsity after which several rounds stop estimating again: too little is left to tell apart
 
 

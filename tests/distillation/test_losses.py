@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 from torch.testing import assert_close
 
 from autodisc.config import DistillationConfig
@@ -37,9 +38,9 @@ def drawn():
     return random(B, V), list(random(DEPTHS, B, T, C)), random(B, V), random(DEPTHS, B, T, C), mask, labels
 
 
-def packed(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """(DEPTHS, B, T, C) -> (real tokens, DEPTHS, C)."""
-    return torch.stack([states[mask] for states in hidden], dim=1)
+def by_token(hidden: torch.Tensor) -> torch.Tensor:
+    """(DEPTHS, B, T, C) -> (B, T, DEPTHS, C)."""
+    return hidden.permute(1, 2, 0, 3)
 
 
 def reference_hidden(student, teacher, lengths=LENGTHS) -> float:
@@ -64,14 +65,14 @@ def reference_soft(student, teacher, temperature) -> float:
 
 def loss_of(drawn, *, config=None, rows=slice(None), totals=None, pad=0) -> torch.Tensor:
     logits, hidden, teacher_logits, teacher_hidden, mask, labels = drawn
-    hidden = [torch.nn.functional.pad(states[rows], (0, 0, 0, pad), value=9.0) for states in hidden]
-    teacher = TeacherOutput(teacher_logits[rows], packed(teacher_hidden[:, rows], mask[rows]))
+    hidden = [F.pad(states[rows], (0, 0, 0, pad), value=9.0) for states in hidden]
+    teacher = TeacherOutput(teacher_logits[rows], by_token(F.pad(teacher_hidden[:, rows], (0, 0, 0, pad))))
     return distillation_loss(
         logits[rows],
         hidden,
         teacher=teacher,
         labels=labels[rows],
-        mask=torch.nn.functional.pad(mask[rows], (0, pad)),
+        mask=F.pad(mask[rows], (0, pad)),
         totals=totals or Totals(B, sum(LENGTHS)),
         config=config or DistillationConfig(),
     )
@@ -79,10 +80,10 @@ def loss_of(drawn, *, config=None, rows=slice(None), totals=None, pad=0) -> torc
 
 def test_the_hidden_loss_is_the_mean_square_over_real_tokens_only(drawn):
     _, student, _, teacher, mask, _ = drawn
-    found = hidden_loss(student, packed(teacher, mask), mask, sum(LENGTHS))
+    found = hidden_loss(student, by_token(teacher), mask, sum(LENGTHS))
     assert float(found) == pytest.approx(reference_hidden(student, teacher), rel=1e-5)
     student = [states.masked_fill(~mask[..., None], 1e6) for states in student]
-    assert_close(hidden_loss(student, packed(teacher, mask), mask, sum(LENGTHS)), found)
+    assert_close(hidden_loss(student, by_token(teacher), mask, sum(LENGTHS)), found)
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
@@ -130,7 +131,7 @@ def test_a_regression_takes_the_squared_error_of_the_output(drawn, weight):
     found = distillation_loss(
         student[:, :1],
         hidden,
-        teacher=TeacherOutput(teacher[:, :1], packed(teacher_hidden, mask)),
+        teacher=TeacherOutput(teacher[:, :1], by_token(teacher_hidden)),
         labels=labels,
         mask=mask,
         totals=Totals(B, sum(LENGTHS)),

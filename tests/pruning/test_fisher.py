@@ -29,7 +29,12 @@ def measure(model, task, runtime, batch_size=8):
 
 
 def rank(model, task, runtime, **settings):
-    return rank_units(model, task, ImportanceConfig(**{"examples": 64, "batch_size": 8, **settings}), runtime=runtime)
+    return rank_units(
+        model,
+        task,
+        ImportanceConfig(**{"criterion": "fisher", "examples": 64, "batch_size": 8, **settings}),
+        runtime=runtime,
+    )
 
 
 @pytest.mark.parametrize("classes", [2, 3, 5])
@@ -179,7 +184,9 @@ def test_a_teacher_with_nan_is_reported(tiny, make_task, make_runtime):
 
 def test_what_it_costs_is_booked(tiny, make_task, make_runtime):
     ledger = Ledger()
-    rank_units(tiny(), make_task(), ImportanceConfig(examples=16), runtime=make_runtime(), ledger=ledger)
+    rank_units(
+        tiny(), make_task(), ImportanceConfig(criterion="fisher", examples=16), runtime=make_runtime(), ledger=ledger
+    )
     cost = ledger.stages["importance"]
     assert cost.flops > 0
     assert cost.tokens > 0
