@@ -92,7 +92,9 @@ class Bench:
         config, tokenizer, own = self.space.config.task, self.space.tokenizer, self.workshop.progress
         raw = sources.read_splits(config, self._new_folder(), own)
         names = columns.text_columns(config, raw["train"])
-        texts = [columns.read_texts(rows, split, names) for split, rows in raw.items()]
+        texts = [
+            [list(c) for c in zip(*columns.read_texts(rows, split, names), strict=True)] for split, rows in raw.items()
+        ]
         longest = min(config.max_length, tokenizer.model_max_length)
         labels = label_names(self.teacher.config)
         whole = self.space.task

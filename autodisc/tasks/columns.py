@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _INTEGER = re.compile(r"[+-]?\d+")
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+[eE][+-]?\d+)([eE][+-]?\d+)?")
 SHOWN = 12  # known labels in a message
+AT_ONCE = 1000  # rows that are Python objects at a time
 
 
 def text_columns(config: TaskConfig, rows: Dataset) -> tuple[str, ...]:
@@ -51,9 +52,10 @@ def check_columns(rows: Dataset, split: str, texts: Sequence[str], label: str) -
             )
 
 
-def read_texts(rows: Dataset, split: str, names: Sequence[str]) -> list[list[str]]:
-    """The text columns as strings, none missing."""
-    return [[_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)] for name in names]
+def read_texts(rows: Dataset, split: str, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """Each row's text columns as strings, none missing."""
+    columns = ((_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)) for name in names)
+    return zip(*columns, strict=True)
 
 
 def is_unlabelled(rows: Dataset, label: str) -> bool:
@@ -63,10 +65,10 @@ def is_unlabelled(rows: Dataset, label: str) -> bool:
     return all(_missing(value) or str(value) in ("-1", "-1.0") for value in _values(rows, label))
 
 
-def content_hashes(texts: Sequence[Sequence[str]]) -> np.ndarray:
+def content_hashes(texts: Iterable[Sequence[str]]) -> np.ndarray:
     """A hash of each row's text (N,), the same wherever the row stands."""
-    digests = (hashlib.blake2b("\0".join(row).encode(), digest_size=8).digest() for row in zip(*texts, strict=True))
-    return np.array([int.from_bytes(digest, "big") for digest in digests], dtype=np.uint64)
+    digests = (hashlib.blake2b("\0".join(row).encode(), digest_size=8).digest() for row in texts)
+    return np.fromiter((int.from_bytes(digest, "big") for digest in digests), dtype=np.uint64)
 
 
 class Labels:
@@ -115,13 +117,15 @@ class Labels:
 
     def read(self, rows: Dataset, split: str, column: str) -> np.ndarray:
         """The labels of a split (N,): int64 class ids, or float32."""
-        values = _values(rows, column)
-        for i, value in enumerate(values, 1):
-            if _missing(value):
-                raise _missing_error(column, split, i)
-        if self.names is None:
-            return np.array([_number(value, split, i) for i, value in enumerate(values, 1)], np.float32)
-        return np.array([self._id(value, split, i) for i, value in enumerate(values, 1)], np.int64)
+        number, dtype = (_number, np.float32) if self.names is None else (self._id, np.int64)
+
+        def numbers() -> Iterator[float]:
+            for i, value in enumerate(_values(rows, column), 1):
+                if _missing(value):
+                    raise _missing_error(column, split, i)
+                yield number(value, split, i)
+
+        return np.fromiter(numbers(), dtype, count=len(rows))
 
     def _id(self, value: Any, split: str, row: int) -> int:
         names, text = self.names or (), str(value)
@@ -135,8 +139,11 @@ class Labels:
         raise DataError(f"{split} row {row}: unknown label '{text}'; known: {shown}")
 
 
-def _values(rows: Dataset, column: str) -> list[Any]:
-    return rows.data.column(column).to_pylist()
+def _values(rows: Dataset, column: str) -> Iterator[Any]:
+    """One after the other out of the memory-mapped file, never all of a column at once."""
+    for chunk in rows.data.column(column).chunks:
+        for start in range(0, len(chunk), AT_ONCE):
+            yield from chunk.slice(start, AT_ONCE).to_pylist()
 
 
 def _missing(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """A task as the stages see it: tokenised splits, their labels, and the metric.
 
-Rows are tokenised once for a content, a tokenizer and a length, without padding, and stay memory-mapped.
+Rows are tokenised once for a content, a tokenizer and a length, without padding, and stay memory-mapped; texts and
+labels are read a thousand at a time. What is held of a row are its length, its label and where it lies: 50 bytes.
 Where test has no labels, a part of train is set aside by the hash of its text before anything else, so it is
 the same part for every seed and every limit.
 """
@@ -8,9 +9,10 @@ the same part for every seed and every limit.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-TOKENISING_VERSION = 1  # part of the cache key: raise it when `_tokenise` changes
+TOKENISING_VERSION = 2  # part of the cache key: raise it when `_tokenise` changes
 HELD_OUT = "held-out train"
 
 
@@ -51,7 +53,7 @@ class Split:
     def select(self, indices: Sequence[int] | np.ndarray) -> Split:
         """The rows at ``indices``, in that order."""
         index = np.asarray(indices, dtype=np.int64)
-        fingerprint = _digest(self.fingerprint.encode(), index.tobytes())
+        fingerprint = _digest([self.fingerprint.encode(), index.tobytes()])
         rows = self.rows.select(index, new_fingerprint=fingerprint)
         return Split(self.name, rows, self.lengths[index], self.labels[index], fingerprint)
 
@@ -111,10 +113,9 @@ def load_task(
     splits, held_out = {}, np.empty(0, np.int64)
     for name, rows in raw.items():
         numbers = labels.read(rows, name, config.label)  # before the tokens: a bad label should not cost minutes
-        strings = columns.read_texts(rows, name, texts)
         if name == "train" and "test" not in raw:
-            held_out = _held_out(columns.content_hashes(strings), config.held_out)
-        tokens = _tokenise(strings, name, tokenizer, config.max_length, cache_dir, progress)
+            held_out = _held_out(columns.content_hashes(columns.read_texts(rows, name, texts)), config.held_out)
+        tokens = _tokenise(rows, name, texts, tokenizer, config.max_length, cache_dir, progress)
         splits[name] = _split(name, tokens, numbers)
 
     train, validation = splits.pop("train"), splits.pop("validation")
@@ -172,56 +173,55 @@ def _split(name: str, tokens: Dataset, labels: np.ndarray) -> Split:
     lists = {column: tokens.data.column(column).chunks for column in tokens.column_names}
     lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in lists["input_ids"]]).astype(np.int64)
     content = (chunk.flatten().to_numpy().data for chunks in lists.values() for chunk in chunks)  # views into the file
-    fingerprint = _digest(lengths.data, labels.data, *content)
+    fingerprint = _digest([lengths.data, labels.data, *content])
     return Split(name, tokens, lengths, labels, fingerprint)
 
 
 def _tokenise(
-    texts: list[list[str]],
+    rows: Dataset,
     name: str,
+    texts: tuple[str, ...],
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     cache_dir: Path,
     progress: Progress,
 ) -> Dataset:
-    """Tokens of one or two text columns, from the cache where the same texts were tokenised the same way."""
+    """Tokens of the text columns ``texts``, from the cache where the same texts were tokenised the same way."""
     import datasets
 
     longest = min(max_length, tokenizer.model_max_length)
+    settings = [str((TOKENISING_VERSION, longest, len(texts))).encode(), _identity(tokenizer).encode()]
+    strings = columns.read_texts(rows, name, texts)
     key = _digest(
-        str((TOKENISING_VERSION, longest, len(texts))).encode(),
-        _identity(tokenizer).encode(),
-        *(text.encode("utf-8", "surrogatepass") + b"\0" for column in texts for text in column),
+        itertools.chain(settings, ("\0".join((*row, "")).encode("utf-8", "surrogatepass") for row in strings))
     )
     file = cache_dir / "tokenised" / f"{key}.arrow"
     if file.is_file():
         return datasets.Dataset.from_file(str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    first, second = texts[0], texts[1] if len(texts) == 2 else None
     features = {"input_ids": datasets.List(datasets.Value("int32"))}
     if "token_type_ids" in tokenizer.model_input_names:
         features["token_type_ids"] = datasets.List(datasets.Value("int8"))
 
-    with progress.stage(f"Tokenising {name}", len(first)) as bar, sources.quiet_datasets():
+    with progress.stage(f"Tokenising {name}", len(rows)) as bar, sources.quiet_datasets():
 
-        def encode(batch: dict[str, list[str]]) -> dict[str, Any]:
+        def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
+            strings = [[str(value) for value in batch[column]] for column in texts]
             encoded = tokenizer(
-                batch["first"],
-                batch.get("second"),
+                *strings,
                 truncation=True,
                 max_length=longest,
                 padding=False,
                 return_attention_mask=False,
                 return_token_type_ids="token_type_ids" in features,
             )
-            bar.advance(len(batch["first"]))
+            bar.advance(len(strings[0]))
             return {column: encoded[column] for column in features}
 
-        raw = {"first": first} | ({} if second is None else {"second": second})
-        return datasets.Dataset.from_dict(raw).map(
+        return rows.select_columns(list(texts)).map(
             encode,
             batched=True,
-            remove_columns=list(raw),
+            remove_columns=list(texts),
             features=datasets.Features(features),
             cache_file_name=str(file),  # written under a temporary name, then moved
             new_fingerprint=key,  # `datasets` would hash the tokenizer, whose truncation state changes as it works
@@ -240,7 +240,7 @@ def _identity(tokenizer: PreTrainedTokenizerBase) -> str:
     return json.dumps(parts, sort_keys=True)
 
 
-def _digest(*parts: bytes | memoryview) -> str:
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
         digest.update(part)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import datasets
 import numpy as np
 import pytest
@@ -205,3 +207,19 @@ def test_held_out_is_a_fraction():
 
     with pytest.raises(ValidationError):
         TaskConfig(name="x", held_out=0.7)
+
+
+def test_texts_are_never_all_in_memory(write, load):
+    """15,000 more sentences of a thousand letters; the files' readers take 10,000 rows at a time."""
+    peaks = []
+    for count in (15_000, 30_000):
+        train = [{"sentence": f"w{i} {'x' * 1000}", "label": i % 2} for i in range(count)]
+        write(train=train, validation=rows(2), test=rows(2))
+        del train
+        tracemalloc.start()
+        try:
+            load()
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 5e6
