@@ -33,6 +33,7 @@ from autodisc.cli_options import (
     Quiet,
     Request,
     check_folder,
+    check_inputs,
     takes,
 )
 from autodisc.errors import AutodiscError, ConfigError, StudyError
@@ -204,6 +205,38 @@ def report(
         if not quiet:
             print_summary(summary)
         print(f"report: {out}")
+
+
+@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --jobs 2"))
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks, seeds, students and strategies.")],
+    out: Out,
+    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes, a cell each.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Of what is there; nothing is run.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Does the choice pay? Strategies by seeds and tasks, with intervals; the same command again goes on."""
+    from autodisc.comparison.config import read_comparison
+    from autodisc.comparison.summary import report as write
+    from autodisc.reporting.terminal import terminal_progress
+
+    config = read_comparison(file)
+    check_folder(out)
+    if not report_only:
+        for study in config.studies():
+            check_inputs(study)
+        from autodisc.comparison.running import run as compute
+
+        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet))
+    result = write(config, out)
+    if json_:
+        _print_json(result)
+    else:
+        print("\n".join([*([] if quiet else result["verdicts"]), f"report: {result['report']}"]))
+    if result["failed"]:
+        raise typer.Exit(1)
 
 
 @app.command(epilog=example("autodisc dashboard runs/mrpc --port 8080"))

@@ -29,6 +29,7 @@ ORDER = (
     "prediction",
     "rehearsal",
     "api",
+    "comparison",
     "cli_options",
     "cli",
 )

@@ -38,7 +38,7 @@ DASHES = {"autodisc": "solid", "maxidisc": "dash", "direct": "dot", "teacher": "
 
 def tradeoff_figure(data: TradeoffData) -> go.Figure:
     """Metric with its standard error and metric + λ·sparsity, against sparsity; chosen and infeasible marked."""
-    figure = _figure("sparsity (first line) and scale (second)", "metric · tradeoff")
+    figure = empty_figure("sparsity (first line) and scale (second)", "metric · tradeoff")
     points = data.points
     x = [point.sparsity for point in points]
     name = escape(data.metric_name)
@@ -101,7 +101,7 @@ def _mark(figure: go.Figure, label: str, points: Sequence[Any], symbol: str, siz
 def cost_figure(data: CostData) -> go.Figure:
     """Student metric against total cost on a log axis; single maxidisc trials are small and on validation."""
     title = "total cost, seconds (log)" if data.unit == "seconds" else "total cost, FLOPs (log)"
-    figure = _figure(title, f"student metric, {escape(data.split or 'final split')}")
+    figure = empty_figure(title, f"student metric, {escape(data.split or 'final split')}")
     if data.trials:
         figure.add_scatter(
             x=[point.cost for point in data.trials],
@@ -147,7 +147,7 @@ def _log_axis(costs: Sequence[float]) -> dict[str, Any]:
 
 def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
     """Where each strategy's cost went: stacked bars; hover names the stage."""
-    figure = _figure("seconds" if unit == "seconds" else "FLOPs", "")
+    figure = empty_figure("seconds" if unit == "seconds" else "FLOPs", "")
     strategies = list(dict.fromkeys(bar.strategy for bar in bars))
     for i, stage in enumerate(dict.fromkeys(bar.stage for bar in bars)):
         costs = {bar.strategy: bar.cost for bar in bars if bar.stage == stage}
@@ -171,7 +171,7 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
         )
     legend_rows = -(-len({bar.stage for bar in bars}) // 2)
     plot_height = 55 * len(strategies) + 20
-    _set_height(figure, plot_height, below=80 + 22 * legend_rows)
+    set_height(figure, plot_height, below=80 + 22 * legend_rows)
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_xaxes(tickformat="~s")
@@ -183,7 +183,7 @@ def kept_figure(data: KeptData) -> go.Figure:
     labels = [
         f"{units.plain(sparsity)}{' ★' if i == data.chosen else ''}" for i, sparsity in enumerate(data.sparsities)
     ]
-    figure = _figure("candidate's sparsity (★ chosen)", "layer")
+    figure = empty_figure("candidate's sparsity (★ chosen)", "layer")
     figure.add_heatmap(
         z=[list(row) for row in data.kept],
         x=labels,
@@ -197,13 +197,13 @@ def kept_figure(data: KeptData) -> go.Figure:
     )
     figure.update_xaxes(type="category", showgrid=False)
     figure.update_yaxes(type="category", showgrid=False)
-    _set_height(figure, max(140, 26 * len(data.kept)), below=70)
+    set_height(figure, max(140, 26 * len(data.kept)), below=70)
     return figure
 
 
 def curve_figure(curves: Sequence[Curve], *, quantity: str) -> go.Figure:
     """Loss or metric by step; autodisc's own stages first, the baselines' shown from the legend."""
-    figure = _figure("step", quantity)
+    figure = empty_figure("step", quantity)
     for i, curve in enumerate(curves):
         x, y = (curve.steps, curve.losses) if quantity == "training loss" else (curve.metric_steps, curve.metrics)
         if not x:
@@ -220,7 +220,7 @@ def curve_figure(curves: Sequence[Curve], *, quantity: str) -> go.Figure:
     return figure
 
 
-def _figure(x_title: str, y_title: str) -> go.Figure:
+def empty_figure(x_title: str, y_title: str) -> go.Figure:
     figure = go.Figure(layout={"template": "none"})
     figure.update_layout(
         paper_bgcolor=CLEAR,
@@ -232,11 +232,11 @@ def _figure(x_title: str, y_title: str) -> go.Figure:
     axis = {"gridcolor": GRID, "zeroline": False, "automargin": True, "linecolor": GREY, "tickcolor": GREY}
     figure.update_xaxes(title={"text": x_title}, **axis)
     figure.update_yaxes(title={"text": y_title}, **axis)
-    _set_height(figure, 290, below=120)
+    set_height(figure, 290, below=120)
     return figure
 
 
-def _set_height(figure: go.Figure, plot: int, *, below: int) -> None:
+def set_height(figure: go.Figure, plot: int, *, below: int) -> None:
     """Heights in pixels; a legend's place is in plot heights, and must clear the axis title at any of them."""
     margin = {"l": 60, "r": 20, "t": 35, "b": below}
     figure.update_layout(height=plot + below + 35, margin=margin, legend={"y": -70 / plot})

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import jinja2
 import plotly.graph_objects as go
@@ -50,6 +51,32 @@ class Picture:
         return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
+class Told(Protocol):
+    """What a part of a page is about, and says of it before tables and pictures."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def student_sparsity(self) -> float: ...
+    @property
+    def verdict(self) -> tuple[str, ...]: ...
+    @property
+    def against(self) -> tuple[str, ...]: ...
+    @property
+    def caveats(self) -> tuple[str, ...]: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """One study of a page."""
+
+    study: Told
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...] = ()
+
+
 def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None) -> Summary:
     """Write ``out`` (HTML) and the Markdown beside it from the records in ``folders``; nothing on error."""
     if out.suffix.lower() not in (".html", ".htm"):
@@ -60,34 +87,42 @@ def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None
     texts = {out: render_html(summary), out.with_suffix(".md"): render_markdown(summary)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _replace_all(texts)
+        replace_all(texts)
     except OSError as error:
         raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
     return summary
 
 
 def render_html(summary: Summary) -> str:
-    studies = [{"study": study, "pictures": pictures(study), "tables": tables(study)} for study in summary.studies]
-    template = _environment().get_template("report.html.j2")
-    return template.render(
-        title=_title(summary), studies=studies, plotly_js=plotly.offline.get_plotlyjs(), project=PROJECT
-    )
+    return page(_title(summary), [Part(study, tables(study), pictures(study)) for study in summary.studies])
 
 
 def render_markdown(summary: Summary) -> str:
-    parts = [f"# {_md(_title(summary))}"]
-    for study in summary.studies:
-        if len(summary.studies) > 1:
-            parts.append(f"## {_md(study_title(study))}")
-        parts.append("\n".join(_md(sentence) + "  " for sentence in study.verdict).rstrip())
+    return text(_title(summary), [Part(study, tables(study)) for study in summary.studies])
+
+
+def page(title: str, parts: Sequence[Part]) -> str:
+    """HTML that is complete in itself."""
+    template = _environment().get_template("report.html.j2")
+    return template.render(title=title, studies=parts, plotly_js=plotly.offline.get_plotlyjs(), project=PROJECT)
+
+
+def text(title: str, parts: Sequence[Part]) -> str:
+    """Markdown: what the page says, without the pictures."""
+    written = [f"# {_md(title)}"]
+    for part in parts:
+        study = part.study
+        if len(parts) > 1:
+            written.append(f"## {_md(study_title(study))}")
+        written.append("\n".join(_md(sentence) + "  " for sentence in study.verdict).rstrip())
         for heading, sentences in (("What speaks against it", study.against), ("Caveats", study.caveats)):
             if sentences:
-                parts.append(f"**{heading}**\n\n" + "\n".join(f"- {_md(sentence)}" for sentence in sentences))
-        parts += [_markdown_table(table) for table in tables(study)]
-    return "\n\n".join(parts) + "\n"
+                written.append(f"**{heading}**\n\n" + "\n".join(f"- {_md(sentence)}" for sentence in sentences))
+        written += [_markdown_table(table) for table in part.tables]
+    return "\n\n".join(written) + "\n"
 
 
-def study_title(study: StudySummary) -> str:
+def study_title(study: Told) -> str:
     return f"{study.name}: {study.task}, student of sparsity {units.plain(study.student_sparsity)}"
 
 
@@ -199,7 +234,7 @@ def _markdown_table(table: Table) -> str:
     return "\n".join([f"### {_md(table.title)}", "", head, rule, *rows])
 
 
-def _replace_all(texts: dict[Path, str]) -> None:
+def replace_all(texts: dict[Path, str]) -> None:
     """Write every file beside its place first, then put all in place: a full disk leaves what was there."""
     ready: list[tuple[str, Path]] = []
     try:

@@ -83,7 +83,7 @@ def run_maxidisc(
     with workshop.progress.stage("maxidisc trials", len(points)) as bar:
         bar.advance(completed(study))
         if jobs > 1:
-            _fill_cache(work, workshop)
+            fill_cache(work, workshop)
             outcomes = spread(work, asked(), jobs, workshop)
         else:
             outcomes = _one_by_one(work, asked(), workshop)
@@ -116,7 +116,7 @@ def _one_by_one(
             yield sparsity, error
 
 
-def _fill_cache(work: MultiTrial, workshop: Workshop) -> None:
+def fill_cache(work: MultiTrial, workshop: Workshop) -> None:
     """The teacher's outputs for every row, in the batches of a trial's first pass: else each process would make them,
     and charge for them."""
     config, task = work.config, workshop.task

@@ -94,26 +94,47 @@ def spread(
     done again one at a time, then the rest; a TrainingError is what comes of a key whose process dies even so.
     """
     threads = max(1, workshop.runtime.threads // jobs)
-    waiting, started, done = iter(keys), list[Key](), set[Key]()
+    started, done = list[Key](), set[Key]()
     since = time.perf_counter()
+
+    def call(key: Key) -> Any:
+        if key not in started:
+            started.append(key)
+        return joblib.delayed(_run)(work, apart(workshop), key, threads)
+
+    for key, found in side_by_side(call, keys, jobs, threads):
+        if isinstance(found, TrainingError):
+            yield key, found
+            continue
+        outcome, ledger, curves = found
+        now = time.perf_counter()
+        workshop.ledger.merge(ledger, now - since)
+        since = now
+        if not any(other in done for other in started[started.index(key) :]):
+            workshop.curves.update(curves)
+        done.add(key)
+        yield key, outcome
+
+
+def side_by_side(
+    call: Callable[[Key], Any], keys: Iterable[Key], jobs: int, threads: int
+) -> Iterator[tuple[Key, Any | TrainingError]]:
+    """Each key with what ``call(key)``, a delayed call whose value starts with the key, came to; as they finish.
+
+    ``call`` is asked in this process, when another is free.
+    """
+    waiting, started, done = iter(keys), list[Key](), set[Key]()
 
     def calls(keys: Iterable[Key]) -> Iterator[Any]:
         for key in keys:
-            if key not in started:
-                started.append(key)
-            yield joblib.delayed(_run)(work, apart(workshop), key, threads)
+            started.append(key)
+            yield call(key)
 
-    def finished(keys: Iterable[Key], at_once: int) -> Iterator[tuple[Key, Result | Exception]]:
-        nonlocal since
+    def finished(keys: Iterable[Key], at_once: int) -> Iterator[tuple[Key, Any]]:
         parallel = joblib.Parallel(max(2, at_once), return_as="generator_unordered", batch_size=1, pre_dispatch=at_once)
-        for key, outcome, ledger, curves in parallel(calls(keys)):
-            now = time.perf_counter()
-            workshop.ledger.merge(ledger, now - since)
-            since = now
-            if not any(other in done for other in started[started.index(key) :]):
-                workshop.curves.update(curves)
+        for key, *found in parallel(calls(keys)):
             done.add(key)
-            yield key, outcome
+            yield key, found
 
     with joblib.parallel_config(backend="loky", inner_max_num_threads=threads), _workers_ended():
         while True:

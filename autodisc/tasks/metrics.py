@@ -50,6 +50,18 @@ class Metric:
             parts[name] = _score(name, predictions, labels)
         return {**parts, self.name: math.fsum(parts.values()) / len(parts)}
 
+    def each(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The metric of each row of two (R, N), such as draws of a bootstrap; returns (R,)."""
+        if self.name == "accuracy":
+            return (predictions == labels).mean(axis=1)
+        if self.kind == "regression":
+            return _correlations(self.name, predictions, labels)
+        R, V = len(labels), 1 + max(int(labels.max()), int(predictions.max()))
+        rows = np.arange(R)[:, None] * V * V
+        cells = rows + labels.astype(np.int64) * V + predictions  # row by label by prediction
+        confusions = np.bincount(cells.ravel(), minlength=R * V * V).reshape(R, V, V)
+        return _from_confusions(self.name, confusions, np.arange(V))
+
     def floor(self, labels: np.ndarray) -> float:
         """The metric of the best constant prediction on ``labels``."""
         if self.kind == "regression" or self.name == "matthews":

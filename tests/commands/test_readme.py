@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 import autodisc as package
+from autodisc.comparison.config import make_comparison
 from autodisc.config import make_config
 
 ROOT = Path(package.__file__).parents[1]
@@ -27,7 +28,8 @@ def test_every_command_and_block_of_the_readme_runs(autodisc, home, monkeypatch)
     for language, text in blocks():
         if language == "yaml":
             name = text.splitlines()[0].removeprefix("# ")
-            make_config(yaml.safe_load(text), source=name)
+            values = yaml.safe_load(text)
+            (make_comparison if "compare" in values else make_config)(values, source=name)
             Path(name).write_text(text)
         elif language == "python":
             exec(compile(text, "README.md", "exec"), {})
@@ -43,7 +45,8 @@ def test_every_command_and_block_of_the_readme_runs(autodisc, home, monkeypatch)
                 assert called.code == 0, f"{line}\n{called.err}"
                 ran.append(line.split()[1])
     assert served == ["runs/mrpc/journal.log"]
-    assert set(ran) == {"python", "finetune", "search", "distill", "evaluate", "report", "baseline", "dashboard", "run"}
+    commands = {"finetune", "search", "distill", "evaluate", "report", "baseline", "dashboard", "run", "compare"}
+    assert set(ran) == {"python", *commands}
 
 
 def takes_settings(line: str) -> bool:

@@ -8,17 +8,30 @@ from typing import Any
 import pytest
 
 import autodisc
+from autodisc.comparison.config import read_comparison
 from autodisc.config import StudyConfig, read_config, read_yaml
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.metrics import GLUE
 
 STUDIES = Path(autodisc.__file__).parents[1] / "studies"
-CONFIGS = sorted(STUDIES.rglob("config.yaml"))
+COMPARISONS = sorted(path for path in STUDIES.rglob("config.yaml") if "compare" in read_yaml(path))
+CONFIGS = sorted(set(STUDIES.rglob("config.yaml")) - set(COMPARISONS))
 
 
 def test_the_studies_that_the_readme_names_are_here():
     names = {str(path.parent.relative_to(STUDIES)) for path in CONFIGS}
     assert names == {"demo", "mrpc", "sst2", *(f"glue-bert-base/{task}" for task in GLUE)}
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.parent.name)
+def test_a_comparison_is_valid_and_has_a_readme(path):
+    config = read_comparison(path)
+    assert all(find_metric(study.task).name for study in config.studies())
+    assert (path.parent / "README.md").is_file()
+
+
+def test_the_comparisons_that_the_readme_names_are_here():
+    assert {path.parent.name for path in COMPARISONS} == {"compare-demo", "glue-minilm"}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.parent.relative_to(STUDIES)))

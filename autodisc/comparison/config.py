@@ -1,0 +1,213 @@
+"""A comparison's settings: a study's, with ``compare`` in place of its one task, teacher, student and seed.
+
+Frozen pydantic models as in ``autodisc.config``; unknown keys are refused with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from autodisc.comparison.cells import Cell
+from autodisc.config import (
+    CacheConfig,
+    DistillationConfig,
+    RuntimeConfig,
+    SearchConfig,
+    Section,
+    StudyConfig,
+    TaskConfig,
+    TeacherConfig,
+    check_sparsity,
+    explained,
+    make_config,
+    read_yaml,
+)
+from autodisc.errors import ConfigError
+
+NEEDS: dict[str, tuple[str, ...]] = {  # what each strategy is read off; *: the student through every assistant
+    "autodisc": ("search-recovered", "autodisc"),
+    "pruned": ("search-pruned", "pruned"),
+    "plain": ("search-recovered", "plain"),
+    "released": ("released",),
+    "maxidisc": ("*",),
+    "maxidisc-tpe": ("*",),
+    "direct": ("direct",),
+    "rule-2.5x": ("*",),
+    "smallest": ("*",),
+    "largest": ("*",),
+    "random": ("*",),
+}
+SEARCHES: dict[str, dict[str, Any]] = {"recovered": {"scorer": "recovered"}, "pruned": {"scorer": "pruned"}}
+FIXED = ("sparsities", "low", "high", "step", "trials", "prune", "jobs", "storage")  # the same for every search
+
+
+class ComparedTask(Section):
+    """A task and its teacher; where seeds or students are given they replace the comparison's."""
+
+    name: str | None = Field(None, pattern=r"^[\w.-]+$", description="In results; none: the task's.")
+    task: TaskConfig
+    teacher: TeacherConfig = Field(description="With finetune it is made once, of the first seed.")
+    seeds: tuple[int, ...] | None = None
+    student_sparsities: tuple[float, ...] | None = None
+
+    @field_validator("student_sparsities")
+    @classmethod
+    def _students(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        return values and tuple(check_sparsity("student_sparsities", value, zero=False) for value in values)
+
+    @property
+    def label(self) -> str:
+        return self.name or self.task.name
+
+
+class CompareSection(Section):
+    tasks: tuple[ComparedTask, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One tells nothing of the next; five do.")
+    student_sparsities: tuple[float, ...] = Field((0.9,), min_length=1)
+    strategies: tuple[str, ...] = Field(tuple(NEEDS), min_length=1)
+    searches: dict[str, dict[str, Any]] = Field(
+        {}, description="More searches for fidelity and frontier: name, then what of `search` it sets otherwise."
+    )
+    tpe_trials: int | None = Field(None, ge=1, description="Of maxidisc-tpe; none: half of the assistants, rounded up.")
+    jobs: int = Field(1, ge=1, description="Processes, each of which computes one cell at a time.")
+    resamples: int = Field(2000, ge=1, description="Draws of a bootstrap.")
+
+    @field_validator("student_sparsities")
+    @classmethod
+    def _students(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(check_sparsity("student_sparsities", value, zero=False) for value in values)
+
+    @field_validator("strategies")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in NEEDS:
+                near = difflib.get_close_matches(name, NEEDS, n=1, cutoff=0.5)
+                way_out = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(NEEDS)}"
+                raise ValueError(f"no strategy '{name}'; {way_out}")
+        return tuple(name for name in NEEDS if name in names)
+
+    @field_validator("searches")
+    @classmethod
+    def _searches(cls, searches: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for name, settings in searches.items():
+            if name in SEARCHES or not name.replace("-", "").isalnum():
+                raise ValueError(
+                    f"'{name}': expected a name of letters, digits and -, other than {' and '.join(SEARCHES)}"
+                )
+            if wrong := [key for key in settings if key in FIXED]:
+                raise ValueError(f"'{name}' sets {wrong[0]}, which is the same for every search; set search.{wrong[0]}")
+            importance = settings.get("importance")
+            if isinstance(importance, dict) and set(importance) - {"refit"}:
+                raise ValueError(
+                    f"'{name}' sets importance: the students it is judged by have the comparison's ranking"
+                )
+        return searches
+
+
+class ComparisonConfig(Section):
+    """All of a comparison; the sections beside ``compare`` are a study's, and are every cell's."""
+
+    name: str = "comparison"
+    compare: CompareSection
+    search: SearchConfig = SearchConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    cache: CacheConfig = CacheConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+    @model_validator(mode="after")
+    def _once(self) -> ComparisonConfig:
+        if "seed" in self.runtime.model_fields_set:
+            raise ValueError("runtime.seed: contradicts compare.seeds, which has every seed; remove it")
+        if self.search.low is not None or self.search.trials is not None or self.search.prune:
+            raise ValueError("search: low, high, trials and prune leave assistants unmeasured; give sparsities alone")
+        seen: set[Cell] = set()
+        entries: dict[str, ComparedTask] = {}
+        for entry in self.compare.tasks:
+            first = entries.setdefault(entry.label, entry)
+            if (first.task, first.teacher) != (entry.task, entry.teacher):
+                raise ValueError(f"compare.tasks: two tasks or teachers are called '{entry.label}'; give one a name")
+            for student in self.students_of(entry):
+                for seed in self.seeds_of(entry):
+                    key = Cell(entry.label, seed, student, "")
+                    if key in seen:
+                        raise ValueError(f"compare: two cells with the same key, {key.group}")
+                    seen.add(key)
+        return self
+
+    def seeds_of(self, entry: ComparedTask) -> tuple[int, ...]:
+        return self.compare.seeds if entry.seeds is None else entry.seeds
+
+    def students_of(self, entry: ComparedTask) -> tuple[float, ...]:
+        return self.compare.student_sparsities if entry.student_sparsities is None else entry.student_sparsities
+
+    @property
+    def searches(self) -> dict[str, dict[str, Any]]:
+        """Every search that the strategies or the frontier need, by name, with its overrides of ``search``."""
+        needed = {kind for name in self.compare.strategies for kind in NEEDS[name]}
+        own = {name: settings for name, settings in SEARCHES.items() if f"search-{name}" in needed}
+        return own | self.compare.searches
+
+    def study(self, cell: Cell, teachers: Path) -> StudyConfig:
+        """The settings of one cell; what a task's ``finetune`` makes lies under ``teachers``."""
+        entry = next(entry for entry in self.compare.tasks if entry.label == cell.task)
+        teacher = {"model": str(teachers / entry.label)} if entry.teacher.finetune else entry.teacher.model_dump()
+        student = max(self.students_of(entry)) if cell.student is None else cell.student
+        named = cell.kind.removeprefix("search-") if cell.kind.startswith("search-") else "recovered"
+        if cell.kind == "pruned":
+            named = "pruned"
+        distillation = self.distillation.model_dump()
+        if cell.kind == "plain":
+            distillation["sandwich_size"] = 1
+        values = {
+            "name": self.name,
+            "task": entry.task.model_dump(),
+            "teacher": teacher,
+            "student_sparsity": student,
+            "search": _merged(self.search.model_dump(), {**SEARCHES, **self.compare.searches}[named]),
+            "distillation": distillation,
+            "cache": self.cache.model_dump(),
+            "runtime": {**self.runtime.model_dump(), "seed": cell.seed, "threads": self.runtime.threads or 1},
+        }
+        return make_config(values, source=f"compare, {cell.group}")
+
+    def studies(self) -> list[StudyConfig]:
+        """One for each task, as a user of it alone would have it."""
+        return [self.teacher(entry) for entry in self.compare.tasks]
+
+    def teacher(self, entry: ComparedTask) -> StudyConfig:
+        """How a task's teacher is made."""
+        base = self.study(Cell(entry.label, self.seeds_of(entry)[0], None, "shared"), Path())
+        return base.model_copy(update={"teacher": entry.teacher})
+
+
+def read_comparison(path: Path) -> ComparisonConfig:
+    """Read a comparison's YAML; ConfigError says what is wrong with it, also with what only a cell would show."""
+    values = read_yaml(path)
+    if "compare" not in values:
+        raise ConfigError(f"{path}: compare: missing; a study without it is for 'autodisc run'")
+    return make_comparison(values, source=str(path))
+
+
+def make_comparison(values: dict[str, Any], *, source: str = "") -> ComparisonConfig:
+    try:
+        config = ComparisonConfig.model_validate(values)
+    except ValidationError as error:
+        raise explained(error, ComparisonConfig, source=source) from None
+    for entry in config.compare.tasks:
+        for student in config.students_of(entry):
+            for name in config.searches or ("recovered",):
+                config.study(Cell(entry.label, config.seeds_of(entry)[0], student, f"search-{name}"), Path())
+    return config
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        inner = merged.get(key)
+        merged[key] = _merged(inner, change) if isinstance(inner, dict) and isinstance(change, dict) else change
+    return merged

@@ -1,0 +1,43 @@
+"""Which cells a comparison has, and which of them are there. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from autodisc.comparison.cells import SHARED, Cell, Recorded, assistant, read_all
+from autodisc.comparison.config import NEEDS, ComparisonConfig
+
+CHAINS = {"search-recovered": ("autodisc", "plain"), "search-pruned": ("pruned",)}  # what needs a search's weights
+
+
+def kinds(config: ComparisonConfig, grid: Iterable[float]) -> list[str]:
+    """Every kind of cell that the strategies and searches need, the dearest chains first."""
+    needed = {kind for name in config.compare.strategies for kind in NEEDS[name]}
+    searches = [f"search-{name}" for name in config.searches]
+    chained = [kind for search in searches for kind in CHAINS.get(search, ()) if kind in needed]
+    every = [assistant(sparsity) for sparsity in grid] if "*" in needed else []
+    return [*searches, *chained, *(kind for kind in ("released", "direct") if kind in needed), *every]
+
+
+def all_cells(config: ComparisonConfig, out: Path) -> list[Cell]:
+    """Every cell of the comparison, shared ones included, in the order of the configuration."""
+    found: dict[Cell, None] = {}
+    for entry in config.compare.tasks:
+        for student in config.students_of(entry):
+            for seed in config.seeds_of(entry):
+                found[Cell(entry.label, seed, None, SHARED)] = None
+                key = Cell(entry.label, seed, student, "")
+                grid = config.study(key, teachers(out)).assistant_sparsities
+                found |= dict.fromkeys(Cell(entry.label, seed, student, kind) for kind in kinds(config, grid))
+    return list(found)
+
+
+def recorded(config: ComparisonConfig, cells: Iterable[Cell], out: Path) -> dict[Cell, Recorded]:
+    """The cells that are there, checked against the comparison's settings."""
+    return read_all(out, cells, lambda cell: config.study(cell, teachers(out)).model_dump(mode="json"))
+
+
+def teachers(out: Path) -> Path:
+    """Where the teachers that a comparison makes itself lie."""
+    return out / "teachers"

@@ -1,0 +1,99 @@
+"""The authors' algorithm, as their code runs it (GeneZC/MiniDisc, arXiv:2205.14570), on this ranking and cache.
+
+Phase 1 trains every candidate in every step, for the whole schedule; after each pass each candidate is evaluated, and
+the highest metric + λ·sparsity so far is the assistant, with the weights that it had then. No floor is asked of it.
+Phase 2 trains every candidate below the assistant in every step, from its weights and outputs; the student is kept.
+What differs from theirs: the teacher is cached, batches hold a budget of tokens, units are ranked on train.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from autodisc.comparison.cells import Spent
+from autodisc.distillation.sandwich import Sandwich
+from autodisc.distillation.schedule import Distilled, distill_phase
+from autodisc.distillation.training import TrainingSettings, steps_for, train
+from autodisc.pruning.supernet import Supernet, extract
+from autodisc.search.baselines import chain_from
+from autodisc.search.tradeoff import tradeoff
+from autodisc.workspace import Workspace
+
+STAGE = "all candidates"
+
+
+@dataclass(frozen=True)
+class Released:
+    assistant: Distilled
+    student: Distilled
+    searched: Spent  # the ledger's total when the assistant was known
+
+
+def distill_released(space: Workspace) -> Released:
+    workshop, config, ranking = space.workshop, space.config.distillation, space.ranking()
+    assistants = list(space.candidates.values())
+    nested = [*assistants, space.student]
+    supernet = Supernet(extract(space.teacher, ranking, nested[0]), ranking)
+    steps = steps_for(workshop.task.train, config.batch_size, config.epochs)
+    tops: list[tuple[float, float, int]] = []  # of each evaluation: tradeoff, metric, which assistant
+
+    def evaluate() -> float:
+        found = []
+        for number, candidate in enumerate(assistants):
+            with supernet.active(candidate) as model:
+                metric = workshop.metric(model, candidate)
+            found.append((tradeoff(metric, candidate.sparsity, space.config.search.lam), metric, number))
+        tops.append(max(found, key=lambda top: (top[0], top[2])))
+        return tops[-1][0]  # the loop keeps the weights of the highest
+
+    with workshop.teacher(space.teacher, config) as outputs:
+        train(
+            supernet.model,
+            Sandwich(
+                supernet,
+                outputs,
+                nested,
+                always=nested,
+                size=len(nested),
+                config=config,
+                runtime=workshop.runtime,
+            ),
+            workshop.task.train,
+            TrainingSettings(
+                steps=steps,
+                batch_size=config.batch_size,
+                lr=config.lr,
+                warmup=config.warmup,
+                weight_decay=config.weight_decay,
+                clip=config.clip,
+                accumulation=config.accumulation,
+            ),
+            task=workshop.task,
+            runtime=workshop.runtime,
+            stage=STAGE,
+            ledger=workshop.ledger,
+            progress=workshop.progress,
+            evaluate=evaluate,
+        )
+    _, metric, number = max(tops, key=lambda top: top[0])  # the first of equal ones, as the loop keeps
+    assistant = Distilled(supernet.extract(assistants[number]), assistants[number], metric)
+    total = workshop.ledger.total
+    chain = chain_from(space.candidates, assistant.candidate.sparsity, space.student)[1:]
+    with (
+        tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
+        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
+    ):
+        student = distill_phase(
+            assistant.model,
+            outputs,
+            ranking,
+            chain,
+            target=space.student,
+            stage="assistant to student",
+            steps=steps,
+            config=config.model_copy(update={"sandwich_size": len(chain)}),
+            workshop=workshop,
+        )
+    return Released(assistant, student, Spent(total.seconds, total.flops))

@@ -1,0 +1,87 @@
+"""What speaks against a comparison's verdict, in sentences, and where its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autodisc.comparison.cells import Cell, Recorded
+from autodisc.reporting import units
+from autodisc.reporting.comparison import Section
+
+SEARCH, SCHEDULE, REGRET = 0.05, 0.20, 0.005  # what autodisc sets out to keep below
+TOLD = 0.005  # the smallest difference that should show
+
+
+def against(section: Section) -> tuple[str, ...]:
+    """Targets that were missed, and what these seeds and examples could not have seen."""
+    found = []
+    ours = section.strategy("autodisc")
+    if ours is not None:
+        for what, seconds, flops, target in (
+            ("The search", ours.search_seconds_share, ours.search_flops_share, SEARCH),
+            ("The whole schedule", ours.seconds_share, ours.flops_share, SCHEDULE),
+        ):
+            if seconds is not None and flops is not None and max(seconds, flops) > target:
+                found.append(
+                    f"{what} cost {units.share(seconds)} of maxidisc's time and {units.share(flops)} of its FLOPs,"
+                    f" more than {units.share(target)}."
+                )
+        if len(set(ours.assistants)) > 1:
+            listed = ", ".join("none" if s is None else units.plain(s) for s in ours.assistants)
+            found.append(f"Seeds do not agree on the assistant: {listed}.")
+    for line in section.frontier:
+        if line.setting == "recovered" and line.regret > REGRET:
+            found.append(f"The choice's mean regret is {100 * line.regret:.1f} points, more than {100 * REGRET:.1f}.")
+    compared = [line.comparison for line in section.differences]
+    found += [
+        f"{one.theirs} made the better student; the interval excludes zero."
+        for one in compared
+        if one.interval.sign < 0
+    ]
+    blind = [(one.theirs, one.resolvable) for one in compared if not one.interval.sign]
+    if limits := [f"{100 * least:.1f} against {name}" for name, least in blind if least is not None and least > TOLD]:
+        found.append(f"Smaller differences could not have been told from noise, in points: {', '.join(limits)}.")
+    if unknown := [name for name, least in blind if least is None]:
+        found.append(f"Nothing could have been told apart from noise: {', '.join(unknown)}.")
+    return tuple(found)
+
+
+def caveats(
+    section: Section, records: Sequence[Recorded], missing: Sequence[Cell], failed: Mapping[Cell, str]
+) -> tuple[str, ...]:
+    """What is not there, and what was not alike."""
+    found = [f"{cell} failed: {reason}" for cell, reason in failed.items()]
+    absent = len([cell for cell in missing if cell not in failed])
+    if absent:
+        found.append(f"{units.plural(absent, 'cell')} not computed yet; figures are of what is there.")
+    seeds = {record.cell.seed for record in records if record.cell.student is not None}
+    if len(seeds) == 1:
+        found.append("One seed: intervals are over test examples alone, and another seed may decide otherwise.")
+    undecided = [r for r in records if r.cell.kind.startswith("search-") and r.result["best"] is None]
+    for record in undecided:
+        found.append(f"{record.cell}: no candidate left the floor; its user distils without an assistant.")
+    if len({record.values["environment"].get("revision") for record in records}) > 1:
+        found.append("Cells are of several revisions of the source.")
+    if any(record.values["environment"].get("dirty") for record in records):
+        found.append("The source had changes that its revision does not hold.")
+    machines = {(r.values["environment"]["hardware"], r.values["environment"]["precision"]) for r in records}
+    if len(machines) > 1:
+        found.append("Cells are of several machines; their seconds cannot be compared, their FLOPs can.")
+    found.append("Seconds were taken with other cells running beside; FLOPs do not depend on that.")
+    return tuple(found)
+
+
+def provenance(records: Sequence[Recorded]) -> tuple[tuple[str, str], ...]:
+    if not records:
+        return ()
+    rows: dict[str, dict[str, None]] = {}
+    for record in records:
+        values = record.values
+        rows.setdefault("seeds", {})[str(record.cell.seed)] = None
+        rows.setdefault("teacher", {})[f"{values['teacher']['model']} ({values['teacher']['fingerprint']})"] = None
+        for split, count in values["data"]["examples"].items():
+            fingerprint = values["data"]["fingerprints"][split]
+            rows.setdefault(f"{split} examples", {})[f"{count} ({fingerprint})"] = None
+        for name, value in values["environment"].items():
+            rows.setdefault(name, {})[str(value)] = None
+    return tuple((name, "; ".join(values)) for name, values in rows.items())

@@ -1,0 +1,252 @@
+"""A comparison's cells as the report's values: views, paired differences, fidelity, frontier and the verdict.
+
+From records alone: nothing is computed again, and torch is not needed. What is missing is left out and said.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autodisc.comparison.cells import SHARED, Cell, Recorded, failure
+from autodisc.comparison.config import ComparisonConfig
+from autodisc.comparison.plan import all_cells, recorded, teachers
+from autodisc.comparison.speaking import against, caveats, provenance
+from autodisc.comparison.strategies import RULE, STRATEGIES, Group, MissingCell, View, results
+from autodisc.comparison.truth import fidelity_of, frontier_of, truth_lines, truth_of
+from autodisc.errors import StudyError
+from autodisc.reporting.comparison import DifferenceLine, Section, StrategyLine
+from autodisc.reporting.comparison_report import write_comparison
+from autodisc.reporting.fidelity import DIRECT, Truth
+from autodisc.reporting.gains import Comparison, Standing, compare, share_best, verdict
+from autodisc.reporting.statistics import Results, bootstrap, examples_of, holm, t_interval
+
+OURS = "autodisc"
+QUESTIONS = (DIRECT, RULE.name, "smallest", "random")  # what a choice has to beat: these are tested, and corrected for
+OTHERS = ("largest", "maxidisc", "maxidisc-tpe", "released", "plain", "pruned")
+
+
+def report(config: ComparisonConfig, out: Path) -> dict[str, Any]:
+    """Write the report from the records in ``out``; returns where it is, its verdicts, and what is missing."""
+    cells = all_cells(config, out)
+    done = recorded(config, cells, out)
+    if not any(cell.kind != SHARED for cell in done):
+        raise StudyError(f"{out}: holds no cell of this comparison; run the same command without --report-only")
+    sections = summarize(config, cells, done, out)
+    page = write_comparison(config.name, sections, out)
+    failed = {str(cell): reason for cell in cells if (reason := failure(out, cell)) is not None}
+    return {
+        "report": str(page),
+        "verdicts": [sentence for section in sections for sentence in section.verdict],
+        "cells": len(done),
+        "missing": len(cells) - len(done),
+        "failed": failed,
+    }
+
+
+def summarize(
+    config: ComparisonConfig, cells: Sequence[Cell], done: Mapping[Cell, Recorded], out: Path
+) -> tuple[Section, ...]:
+    """A section for each task and student sparsity, in the configuration's order."""
+    keys = dict.fromkeys((cell.task, cell.student) for cell in cells if cell.student is not None)
+    sections = []
+    for task, student in keys:
+        own = [cell for cell in cells if cell.task == task and cell.student in (student, None)]
+        groups = _groups(config, task, student, own, done, out)
+        section = _section(config, task, student, groups)
+        missing = [cell for cell in own if cell not in done]
+        failed = {cell: reason for cell in missing if (reason := failure(out, cell)) is not None}
+        records = [done[cell] for cell in own if cell in done]
+        section = replace(
+            section,
+            against=against(section),
+            caveats=caveats(section, records, missing, failed),
+            provenance=provenance(records),
+        )
+        sections.append(section)
+    return _holm(sections)
+
+
+def _groups(
+    config: ComparisonConfig,
+    task: str,
+    student: float,
+    cells: Sequence[Cell],
+    done: Mapping[Cell, Recorded],
+    out: Path,
+) -> list[Group]:
+    """One a seed that has a cell of this student."""
+    found = []
+    for seed in dict.fromkeys(cell.seed for cell in cells if cell.student == student):
+        own = {cell.kind: done[cell] for cell in cells if cell.seed == seed and cell in done}
+        if set(own) - {SHARED}:
+            grid = config.study(Cell(task, seed, student, ""), teachers(out)).assistant_sparsities
+            found.append(Group(task, seed, student, grid, own))
+    return found
+
+
+def _section(config: ComparisonConfig, task: str, student: float, groups: Sequence[Group]) -> Section:
+    resamples = config.compare.resamples
+    rng = np.random.default_rng(0)  # of bootstraps alone; a report is the same each time it is written
+    views = _views(config, groups)
+    lines = _strategy_lines(views, groups, rng, resamples)
+    differences = tuple(
+        DifferenceLine(found, _p(found) if other in QUESTIONS else None)
+        for other in (*QUESTIONS, *OTHERS)
+        if (found := _difference(views, groups, other, rng, resamples)) is not None
+    )
+    truths = [truth_of(group) for group in groups if group.complete]
+    fidelity = fidelity_of(config, groups, rng)
+    section = Section(
+        config.name,
+        task,
+        student,
+        lines,
+        differences,
+        fidelity,
+        truth=truth_lines(truths),
+        teacher=_teacher(groups),
+    )
+    section = replace(section, frontier=frontier_of(config, groups, fidelity, views))
+    return replace(section, verdict=_verdict(section, views, truths, rng, resamples))
+
+
+def _views(config: ComparisonConfig, groups: Sequence[Group]) -> dict[str, dict[int, View]]:
+    """By strategy and seed, where its cells are there."""
+    found: dict[str, dict[int, View]] = {}
+    for name in config.compare.strategies:
+        for group in groups:
+            try:
+                found.setdefault(name, {})[group.seed] = STRATEGIES[name](group, config.compare.tpe_trials)
+            except MissingCell:
+                continue
+    return {name: by_seed for name, by_seed in found.items() if by_seed}
+
+
+def _results(views: Mapping[str, Mapping[int, View]], groups: Sequence[Group], names: Sequence[str]) -> list[Results]:
+    """One a seed that has all of ``names``."""
+    return [
+        results(group, {name: views[name][group.seed] for name in names})
+        for group in groups
+        if all(group.seed in views.get(name, ()) for name in names)
+    ]
+
+
+def _strategy_lines(
+    views: Mapping[str, Mapping[int, View]], groups: Sequence[Group], rng: np.random.Generator, resamples: int
+) -> tuple[StrategyLine, ...]:
+    found = []
+    for name, by_seed in views.items():
+        own = _results(views, groups, [name])
+        drawn = bootstrap(
+            lambda rows, own=own: np.stack([one.resampled(rows) for one in own], axis=1),  # type: ignore[misc]
+            examples=examples_of(own),
+            rng=rng,
+            resamples=resamples,
+        )
+        metric = t_interval(drawn.by_seed[:, 0].tolist(), example_error=float(drawn.example_error[0]))
+        by_group = {group.seed: group for group in groups}
+        validation = [
+            sum(p * float(by_group[seed][kind].result["validation_metric"]) for kind, p in view.students)
+            for seed, view in by_seed.items()
+        ]
+        found.append(
+            StrategyLine(
+                name,
+                tuple(by_seed),
+                metric,
+                _mean(validation),
+                tuple(view.assistant for view in by_seed.values()),
+                _mean([view.spent.seconds for view in by_seed.values()]),
+                _mean([view.spent.flops for view in by_seed.values()]),
+                *(_share(views, name, part, unit) for part in ("spent", "search") for unit in ("seconds", "flops")),
+            )
+        )
+    return tuple(found)
+
+
+def _share(views: Mapping[str, Mapping[int, View]], name: str, part: str, unit: str) -> float | None:
+    """A cost as a share of maxidisc's, over the seeds that have both."""
+    whole = views.get("maxidisc", {})
+    seeds = [seed for seed in views[name] if seed in whole]
+    paid = sum(getattr(getattr(views[name][seed], part), unit) for seed in seeds)
+    total = sum(getattr(whole[seed].spent, unit) for seed in seeds)
+    return paid / total if total else None
+
+
+def _difference(
+    views: Mapping[str, Mapping[int, View]],
+    groups: Sequence[Group],
+    other: str,
+    rng: np.random.Generator,
+    resamples: int,
+) -> Comparison | None:
+    pairs = _results(views, groups, [OURS, other])
+    return compare(pairs, ours=OURS, theirs=other, rng=rng, resamples=resamples) if pairs else None
+
+
+def _p(comparison: Comparison) -> float | None:
+    return comparison.p_mcnemar if len(comparison.by_seed) == 1 else comparison.p_t
+
+
+def _verdict(
+    section: Section,
+    views: Mapping[str, Mapping[int, View]],
+    truths: Sequence[Truth],
+    rng: np.random.Generator,
+    resamples: int,
+) -> tuple[str, ...]:
+    ours = section.strategy(OURS)
+    if ours is None:
+        head = f"{section.task}, student sparsity {section.student_sparsity:g}"
+        return (f"{head}: {OURS} was not run, so nothing is advised.",)
+    by_name = {line.comparison.theirs: line.comparison for line in section.differences}
+    chosen = tuple(view.assistant for view in views[OURS].values())
+    best = None
+    made = [sparsity for sparsity in chosen if sparsity is not None]
+    if truths and made:
+        grid = truths[0].sparsities
+        shares = share_best(
+            [truth.results for truth in truths], among=[f"{s:g}" for s in grid], rng=rng, resamples=resamples
+        )
+        best = shares.get(f"{max(made, key=lambda s: (made.count(s), s)):g}")
+    standing = Standing(
+        section.task,
+        section.student_sparsity,
+        chosen,
+        by_name.get(DIRECT),
+        by_name.get(RULE.name),
+        best,
+        _larger(ours.search_seconds_share, ours.search_flops_share),
+        _larger(ours.seconds_share, ours.flops_share),
+    )
+    return (verdict(standing),)
+
+
+def _holm(sections: Sequence[Section]) -> tuple[Section, ...]:
+    """Correct every p for all comparisons of the report."""
+    adjusted = iter(holm([line.p for section in sections for line in section.differences]))
+    return tuple(
+        replace(section, differences=tuple(replace(line, p_holm=next(adjusted)) for line in section.differences))
+        for section in sections
+    )
+
+
+def _teacher(groups: Sequence[Group]) -> float | None:
+    found = [group[SHARED].result["teacher"]["final"]["metric"] for group in groups if SHARED in group.cells]
+    return found[0] if found else None
+
+
+def _larger(seconds: float | None, flops: float | None) -> float | None:
+    """Of two shares the one that flatters less."""
+    known = [share for share in (seconds, flops) if share is not None]
+    return max(known, default=None)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)

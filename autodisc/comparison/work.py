@@ -1,0 +1,237 @@
+"""What each kind of cell computes, through the stages that every command goes through.
+
+    shared               the ranking, and the teacher's outputs on train: paid for once by whoever uses them
+    search-NAME          a study; beside its result each candidate's loss to the teacher, on validation
+    autodisc, pruned     the fixed schedule through what that study chose; plain: the same with a sandwich of one
+    assistant-S          the fixed schedule through the assistant of sparsity S: a trial of maxidisc
+    direct               no assistant, at a mean trial's compute
+    released             the authors' algorithm (``released``)
+
+A search and what is distilled from it share a folder under OUT/work, where an interrupted search goes on; it is removed
+when they are done. Seconds are the process's own, with other cells beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from autodisc import api
+from autodisc.comparison.cells import Cell, Spent, fingerprints, read_cell, write_cell
+from autodisc.comparison.config import ComparisonConfig
+from autodisc.comparison.plan import teachers
+from autodisc.comparison.released import distill_released
+from autodisc.config import StudyConfig
+from autodisc.costs import Ledger
+from autodisc.distillation.losses import soft_cross_entropy
+from autodisc.distillation.schedule import Distilled
+from autodisc.errors import StudyError
+from autodisc.models.checkpoints import load
+from autodisc.models.inference import forward_macs, predict
+from autodisc.models.layouts import encoder_parameters
+from autodisc.pruning.supernet import Supernet
+from autodisc.reporting.records import latest, read_records
+from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
+from autodisc.search.evaluation import Opened
+from autodisc.search.scorers import Cuts, Slices, let_go
+from autodisc.tasks.data import Split
+from autodisc.tasks.metrics import decode
+from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
+
+FINAL = "final evaluation"
+Arrays = tuple[np.ndarray, np.ndarray]  # predictions and labels (N,)
+
+
+def make_teacher(config: ComparisonConfig, label: str, out: Path) -> None:
+    """Fine-tune the teacher of a task that says so, where it is not there yet."""
+    entry = next(entry for entry in config.compare.tasks if entry.label == label)
+    made = teachers(out) / label
+    if entry.teacher.finetune is not None and not (made / "config.json").exists():
+        api.finetune(config.teacher(entry), made)
+
+
+def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
+    """Compute a shared cell, or, where it is recorded, see that data and teacher are still the same."""
+    settings = config.study(cell, teachers(out))
+    recorded = read_cell(out, cell, settings.model_dump(mode="json"))
+    space = open_workspace(settings)
+    if recorded is not None:
+        now = fingerprints(cell, describe_task(space.task), {"fingerprint": space.teacher_fingerprint})
+        then = fingerprints(cell, recorded.values["data"], recorded.values["teacher"])
+        for (what, _, new), (_, _, old) in zip(now, then, strict=True):
+            if new != old:
+                raise StudyError(
+                    f"{recorded.path}: was computed when {what} had fingerprint {old}, now it has {new};"
+                    " give another --out"
+                )
+    work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, settings.distillation)
+    fill_cache(work, space.workshop)
+    if recorded is None:
+        teacher = {
+            split.name: _scores(space, split, _predictions(space, space.teacher, split))
+            for split in (space.task.validation, space.task.final)
+        }
+        result = {"teacher": {"validation": teacher["validation"], "final": teacher[space.task.final.name]}}
+        write_cell(out, cell, {**_made_by(space), "result": result, "cost": space.ledger.as_dict()})
+
+
+def compute(config: ComparisonConfig, cell: Cell, out: Path) -> None:
+    """Compute one cell of a student, and record it."""
+    settings = config.study(cell, teachers(out))
+    if cell.kind.startswith("search-"):
+        values, arrays = _search(settings, study_folder(cell, out)), None
+    elif cell.kind in ("autodisc", "pruned", "plain"):
+        name = "search-pruned" if cell.kind == "pruned" else "search-recovered"
+        values, arrays = _distil(config, cell, Cell(cell.task, cell.seed, cell.student, name), out)
+    else:
+        space = open_workspace(settings)
+        space.ranking()
+        _pay_ahead(space)
+        result, arrays = _distil_here(space, cell.kind)
+        values = {**_made_by(space), "result": result, "cost": space.ledger.as_dict()}
+    write_cell(out, cell, values, arrays)
+
+
+def study_folder(cell: Cell, out: Path) -> Path:
+    return out / "work" / cell.folder / cell.kind
+
+
+def clear(cell: Cell, out: Path) -> None:
+    shutil.rmtree(study_folder(cell, out), ignore_errors=True)
+
+
+def _search(settings: StudyConfig, folder: Path) -> dict[str, Any]:
+    api.search(settings, folder)
+    values = _kept(folder, "search")
+    result = {name: value for name, value in values["result"].items() if name not in ("storage", "study")}
+    space = open_workspace(settings)
+    space.extra["ranking"], _ = read_ranking(folder / api.RANKING)
+    opened: Opened = Cuts(space.teacher, space.ranking(), space.workshop)
+    if settings.search.scorer == "recovered":
+        model = load(folder / api.SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
+        opened = Slices(Supernet(model, space.ranking()))
+    return {**values, "result": {**result, "losses": _losses(space, opened)}}
+
+
+def _losses(space: Workspace, opened: Opened) -> dict[str, float]:
+    """By sparsity, how far each candidate's outputs are from the teacher's, on validation; smooth, and no labels."""
+    target = _logits(space, space.teacher, space.task.validation)
+    found = {}
+    for sparsity, candidate in space.candidates.items():
+        with opened(candidate) as model:
+            logits = _logits(space, model, space.task.validation)
+        let_go(opened)
+        if space.task.kind == "regression":
+            found[f"{sparsity:g}"] = float((logits - target).square().mean())
+        else:
+            found[f"{sparsity:g}"] = float(soft_cross_entropy(logits, target, 1.0, len(target)))
+    return found
+
+
+def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tuple[dict[str, Any], Arrays | None]:
+    """The fixed schedule from a finished search; without a feasible candidate nothing, which the record says."""
+    folder, settings = study_folder(search, out), config.study(cell, teachers(out))
+    found = api.search(config.study(search, teachers(out)), folder)  # as it was found, where it is still there
+    if found["best"] is None:
+        nothing = {"config": settings.model_dump(mode="json"), "cost": Ledger().as_dict()}
+        return {**_kept(folder, "search"), **nothing, "result": {"assistant": None}}, None
+    made = api.distill(folder, config=settings)
+    space = open_workspace(settings)
+    student = load(made["student"]["path"]).to(space.workshop.runtime.device)  # type: ignore[arg-type]
+    scores, arrays = _on_final(space, student)
+    result = {
+        **scores,
+        "assistant": made["assistant"]["sparsity"],
+        "assistant_metric": made["assistant"]["metric"],
+        "validation_metric": made["student"]["validation_metric"],
+    }
+    values = _kept(folder, "distill")
+    shutil.rmtree(Path(made["student"]["path"]).parent)
+    return {**values, "result": result}, arrays
+
+
+def _distil_here(space: Workspace, kind: str) -> tuple[dict[str, Any], Arrays]:
+    config, ranking = space.config.distillation, space.ranking()
+    assistant: Distilled | None = None
+    extra: dict[str, Any] = {}
+    if kind == "direct":
+        student = distill_direct(space.teacher, ranking, space.candidates, space.student, config, space.workshop)
+    elif kind == "released":
+        before = _spent(space)
+        made = distill_released(space)
+        assistant, student = made.assistant, made.student
+        extra["search"] = asdict(made.searched + before * -1.0)
+    else:
+        work = MultiTrial(space.teacher, ranking, space.candidates, space.student, config)
+        pair = work(space.workshop, float(kind.removeprefix("assistant-")))
+        assistant, student = pair.assistant, pair.student
+    scores, arrays = _on_final(space, student.model)
+    chosen = None if assistant is None else assistant.candidate.sparsity
+    metric = None if assistant is None else assistant.metric
+    own = {"assistant": chosen, "assistant_metric": metric, "validation_metric": student.metric}
+    return {**scores, **own, **extra}, arrays
+
+
+def _pay_ahead(space: Workspace) -> None:
+    """The shared cell has paid for the ranking and the teacher's outputs; this one books what comes on top."""
+    space.ledger.stages.pop("importance", None)
+    with space.workshop.teacher(space.teacher, space.config.distillation):
+        for rows in space.ledger.paid.values():
+            rows[:] = True
+
+
+def _on_final(space: Workspace, model: PreTrainedModel) -> tuple[dict[str, Any], Arrays]:
+    model.to(space.workshop.runtime.device)  # type: ignore[arg-type]
+    final = space.task.final
+    with space.ledger.stage(FINAL):
+        predictions = _predictions(space, model, final)
+        size = {"params": encoder_parameters(model), "macs": forward_macs(model)}
+        return {**_scores(space, final, predictions), **size}, (predictions, final.labels)
+
+
+def _scores(space: Workspace, split: Split, predictions: np.ndarray) -> dict[str, Any]:
+    metric, labels = space.task.metric, split.labels
+    return {
+        "metric": metric.score(predictions, labels),
+        "standard_error": metric.standard_error(predictions, labels, space.config.runtime.seed),
+        "floor": metric.floor(labels),
+        "examples": len(split),
+        "split": space.task.final_name if split is space.task.final else split.name,
+    }
+
+
+def _predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:
+    return decode(_logits(space, model, split).numpy(), space.task.kind)
+
+
+def _logits(space: Workspace, model: PreTrainedModel, split: Split) -> torch.Tensor:
+    return torch.from_numpy(predict(model, split, task=space.task, runtime=space.workshop.runtime))
+
+
+def _made_by(space: Workspace) -> dict[str, Any]:
+    return {
+        "config": space.config.model_dump(mode="json"),
+        "data": describe_task(space.task),
+        "teacher": {"model": space.config.teacher.model, "fingerprint": space.teacher_fingerprint},
+        "environment": space.environment(),
+    }
+
+
+def _kept(folder: Path, kind: str) -> dict[str, Any]:
+    """What ``api`` recorded last of this kind, as a cell keeps it."""
+    record = latest(read_records([folder]), kind)
+    assert record is not None, "it has just been written"
+    values = record.values
+    kept = {name: values[name] for name in ("config", "teacher", "environment", "result", "cost")}
+    return {**kept, "data": values["task"]}
+
+
+def _spent(space: Workspace) -> Spent:
+    total = space.ledger.total
+    return Spent(total.seconds, total.flops)

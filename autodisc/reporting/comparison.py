@@ -1,0 +1,251 @@
+"""What a comparison found, as values, and its tables: strategies, differences, fidelity, frontier.
+
+Every figure is a mean over seeds; an interval is of 95 % and over seeds and test examples, where there are several
+seeds and answers were kept. Costs are shares of the exhaustive search's, ``maxidisc``. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from autodisc.reporting import units
+from autodisc.reporting.fidelity import Assessment
+from autodisc.reporting.gains import Comparison
+from autodisc.reporting.statistics import Interval
+from autodisc.reporting.tables import Table
+
+
+@dataclass(frozen=True)
+class StrategyLine:
+    """One strategy over the seeds that have its cells; costs are means a seed."""
+
+    strategy: str
+    seeds: tuple[int, ...]
+    metric: Interval  # the student's, on test
+    validation: float
+    assistants: tuple[float | None, ...]  # by seed; none: no assistant, or one by chance
+    seconds: float
+    flops: float
+    seconds_share: float | None
+    flops_share: float | None
+    search_seconds_share: float | None
+    search_flops_share: float | None
+
+
+@dataclass(frozen=True)
+class DifferenceLine:
+    """``p`` is the t-test's over seeds, with one seed McNemar's; ``p_holm`` corrects it for all in the report.
+
+    None where it is undefined, and where the difference answers no question that was asked beforehand.
+    """
+
+    comparison: Comparison
+    p: float | None
+    p_holm: float | None = None
+
+
+@dataclass(frozen=True)
+class FrontierLine:
+    """A way to choose the assistant: what the choice alone costs, and what it loses against the best student."""
+
+    setting: str
+    seconds_share: float
+    flops_share: float
+    regret: float
+    interval: Interval | None
+    best: bool  # no other costs less FLOPs without losing more
+
+
+@dataclass(frozen=True)
+class TruthLine:
+    """The student through one assistant, on test; ``sparsity`` none: without an assistant."""
+
+    sparsity: float | None
+    by_seed: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One task and student sparsity."""
+
+    name: str
+    task: str
+    student_sparsity: float
+    strategies: tuple[StrategyLine, ...] = ()
+    differences: tuple[DifferenceLine, ...] = ()
+    fidelity: tuple[Assessment, ...] = ()
+    frontier: tuple[FrontierLine, ...] = ()
+    truth: tuple[TruthLine, ...] = ()
+    teacher: float | None = None  # on test
+    verdict: tuple[str, ...] = ()
+    against: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
+
+    def strategy(self, name: str) -> StrategyLine | None:
+        return next((line for line in self.strategies if line.strategy == name), None)
+
+
+def section_tables(section: Section) -> tuple[Table, ...]:
+    """Every table that has a row."""
+    first = section.fidelity[0].scorer if section.fidelity else ""
+    found = (
+        _strategy_table(section),
+        _difference_table(section.differences),
+        _fidelity_table([line for line in section.fidelity if line.scorer in (first, "none")]),
+        _fidelity_table([line for line in section.fidelity if line.scorer not in (first, "none")], others=True),
+        _frontier_table(section.frontier),
+        Table("Provenance", ("what", "value"), section.provenance, words=(0, 1), folded=True),
+    )
+    return tuple(table for table in found if table.rows)
+
+
+def _strategy_table(section: Section) -> Table:
+    columns = (
+        "strategy",
+        "student, test",
+        "validation",
+        "TA by seed",
+        "time",
+        "% time",
+        "% FLOPs",
+        "search: % time",
+        "% FLOPs",
+    )
+    rows = tuple(
+        (
+            line.strategy,
+            bounds(line.metric),
+            units.fixed(line.validation),
+            ", ".join(units.plain(sparsity) for sparsity in line.assistants),
+            units.duration(line.seconds),
+            units.share(line.seconds_share),
+            units.share(line.flops_share),
+            units.share(line.search_seconds_share),
+            units.share(line.search_flops_share),
+        )
+        for line in section.strategies
+    )
+    marked = next((i for i, line in enumerate(section.strategies) if line.strategy == "autodisc"), None)
+    title = "Strategies: the student's metric, the sparsity of its TA, costs a seed and their shares of maxidisc's"
+    return Table(title, columns, rows, words=(0, 3), marked=marked)
+
+
+def _difference_table(lines: Sequence[DifferenceLine]) -> Table:
+    columns = ("difference", "points", "p", "p (Holm)", "resolvable", "seeds", "test examples")
+    rows = tuple(
+        (
+            f"{line.comparison.ours} − {line.comparison.theirs}",
+            bounds(line.comparison.interval, points=True),
+            _p(line.p),
+            _p(line.p_holm),
+            units.NONE if line.comparison.resolvable is None else f"{100 * line.comparison.resolvable:.1f}",
+            str(len(line.comparison.by_seed)),
+            f"{line.comparison.examples:,}" if line.comparison.examples else units.NONE,
+        )
+        for line in lines
+    )
+    title = (
+        "Paired differences on test, in percentage points; resolvable: found with power .8 by these seeds and examples"
+    )
+    return Table(title, columns, rows)
+
+
+def _fidelity_table(lines: Sequence[Assessment], *, others: bool = False) -> Table:
+    figures = ("spearman", "kendall", "regret", "excess", "top1", "top2")
+    columns = ("scorer", "objective", "Spearman", "Kendall", "regret", "excess", "top-1", "top-2", "undecided")
+    rows = []
+    for line in lines:
+        values = [getattr(line, figure) for figure in figures]
+        cells = [
+            _with_bounds(value, line.intervals[figure], points=figure in ("regret", "excess"))
+            for figure, value in zip(figures, values, strict=True)
+        ]
+        rows.append((line.scorer, line.objective, *cells, str(line.undecided)))
+    title = "Fidelity: what objectives say of the assistants against their students on test; regret, excess in points"
+    if others:
+        return Table("Fidelity of the other searches", columns, tuple(rows), words=(0, 1), folded=True)
+    return Table(title, columns, tuple(rows), words=(0, 1))
+
+
+def _frontier_table(lines: Sequence[FrontierLine]) -> Table:
+    columns = ("choice by", "% time", "% FLOPs", "regret, points", "")
+    rows = tuple(
+        (
+            line.setting,
+            units.share(line.seconds_share),
+            units.share(line.flops_share),
+            _with_bounds(line.regret, line.interval, points=True),
+            "on the frontier" if line.best else "",
+        )
+        for line in lines
+    )
+    return Table("Frontier: what the choice alone costs, and its student's regret on test", columns, rows, words=(0, 4))
+
+
+def bounds(interval: Interval, *, points: bool = False) -> str:
+    """An estimate with its interval; in percentage points, signed, where asked."""
+    if points:
+        low, high, estimate = (f"{100 * v:+.1f}" for v in (interval.low, interval.high, interval.estimate))
+    else:
+        low, high, estimate = (f"{v:.3f}" for v in (interval.low, interval.high, interval.estimate))
+    if math.isinf(interval.low):
+        return f"{estimate} (no interval)".replace("-", "−")
+    return f"{estimate} ({low} to {high})".replace("-", "−")
+
+
+def _with_bounds(value: float | None, interval: Interval | None, *, points: bool = False) -> str:
+    if value is None:
+        return units.NONE
+    scale, digits = (100, 1) if points else (1, 2)
+    text = f"{scale * value:.{digits}f}"
+    if interval is not None:
+        text += f" ({scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f})"
+    return text.replace("-", "−")
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return units.NONE
+    return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def csv_texts(sections: Sequence[Section]) -> dict[str, str]:
+    """One CSV a table by its name, unrounded, all sections in it."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for section in sections:
+        head = {"task": section.task, "student_sparsity": section.student_sparsity}
+        for name in ("strategies", "differences", "fidelity", "frontier", "truth"):
+            found.setdefault(name, []).extend(head | _flat(dataclasses.asdict(line)) for line in getattr(section, name))
+    return {name: _csv(rows) for name, rows in found.items() if rows}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if key == "cells":  # of an assessment, by seed: they are in the records
+            continue
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}_")
+        elif isinstance(value, tuple):
+            flat[prefix + key] = " ".join(
+                "none" if item is None else f"{item:g}" if prefix == "" else f"{item}" for item in value
+            )
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,229 @@
+"""The comparison's page, its Markdown and its tables as CSV; the pictures are data first, then a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from autodisc.errors import UserError
+from autodisc.reporting import units
+from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
+from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
+from autodisc.reporting.report import Part, Picture, page, replace_all, text
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A labelled point with its error bar's ends; no ends where nothing is known."""
+
+    label: str
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    best: bool = False
+
+
+def write_comparison(name: str, sections: Sequence[Section], out: Path) -> Path:
+    """Write OUT/report.html, report.md and tables/*.csv; returns the page's path."""
+    title = f"{name}: does the choice of the teacher assistant pay?"
+    parts = [Part(section, section_tables(section), section_pictures(section)) for section in sections]
+    paths = {out / "report.html": page(title, parts), out / "report.md": text(title, parts)}
+    paths |= {out / "tables" / f"{table}.csv": rows for table, rows in csv_texts(sections).items()}
+    try:
+        (out / "tables").mkdir(parents=True, exist_ok=True)
+        replace_all(paths)
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
+    return out / "report.html"
+
+
+def section_pictures(section: Section) -> tuple[Picture, ...]:
+    """The pictures that the section's lines can fill."""
+    found = []
+    if marks := frontier_data(section):
+        words = "; ".join(f"{mark.label}: {100 * mark.y:.1f} points for {units.share(mark.x)}" for mark in marks)
+        caption = (
+            "Down and to the left is better. Filled: nothing costs less without losing more. Bars: 95 % intervals."
+        )
+        found.append(Picture("Frontier: regret against search cost", caption, words, frontier_figure(marks), wide=True))
+    if marks := cost_data(section):
+        words = "; ".join(f"{mark.label}: {mark.y:.3f} for {units.share(mark.x)}" for mark in marks)
+        caption = "Up and to the left is better. The whole schedule's FLOPs, as a share of maxidisc's."
+        found.append(Picture("Student against cost", caption, words, cost_figure(marks, section.teacher), wide=True))
+    if marks := difference_data(section):
+        words = "; ".join(
+            f"{line.comparison.theirs}: {bounds(line.comparison.interval, points=True)}" for line in section.differences
+        )
+        caption = (
+            "To the right of zero autodisc's student is better. Bars: 95 % intervals, not corrected for their number."
+        )
+        found.append(Picture("What autodisc gains over", caption, words, difference_figure(marks)))
+    if section.truth:
+        words = "; ".join(f"{units.plain(line.sparsity)}: {_mean(line.by_seed):.3f}" for line in section.truth)
+        caption = "One point a seed, the line is their mean. Dashed: without an assistant."
+        found.append(Picture("The truth: students by assistant", caption, words, truth_figure(section)))
+    return tuple(found)
+
+
+def frontier_data(section: Section) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(
+            line.setting,
+            line.flops_share,
+            line.regret,
+            line.interval.low if line.interval else None,
+            line.interval.high if line.interval else None,
+            line.best,
+        )
+        for line in section.frontier
+    )
+
+
+def cost_data(section: Section) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(
+            line.strategy,
+            line.flops_share,
+            line.metric.estimate,
+            line.metric.low,
+            line.metric.high,
+            line.strategy == "autodisc",
+        )
+        for line in section.strategies
+        if line.flops_share
+    )
+
+
+def difference_data(section: Section) -> tuple[Mark, ...]:
+    return tuple(
+        Mark(
+            line.comparison.theirs,
+            line.comparison.difference,
+            number,
+            line.comparison.interval.low,
+            line.comparison.interval.high,
+        )
+        for number, line in enumerate(section.differences)
+    )
+
+
+def frontier_figure(marks: Sequence[Mark]) -> go.Figure:
+    figure = empty_figure("search cost, share of maxidisc's FLOPs", "regret, test")
+    for number, mark in enumerate(_together(marks)):
+        _add(figure, mark, RED if mark.best else GREY, "circle" if mark.best else "circle-open", number)
+    best = [mark for mark in marks if mark.best]
+    figure.add_scatter(
+        x=[mark.x for mark in best],
+        y=[mark.y for mark in best],
+        mode="lines",
+        line={"color": RED, "shape": "hv", "dash": "dot", "width": 1.5},
+        hoverinfo="skip",
+        showlegend=False,
+    )
+    figure.update_xaxes(tickformat=".0%")
+    return figure
+
+
+def cost_figure(marks: Sequence[Mark], teacher: float | None) -> go.Figure:
+    figure = empty_figure("whole cost, share of maxidisc's FLOPs (log)", "student's metric, test")
+    for number, mark in enumerate(_together(marks)):
+        _add(figure, mark, BLUE if mark.best else ORANGE, "star" if mark.best else "circle", number)
+    if teacher is not None:
+        line = {"color": GREY, "dash": "dash", "width": 1.5}
+        figure.add_hline(y=teacher, line=line, annotation={"text": f"teacher {teacher:.3f}"})
+    figure.update_xaxes(type="log", tickformat=".0%", dtick="D2")
+    return figure
+
+
+def difference_figure(marks: Sequence[Mark]) -> go.Figure:
+    figure = empty_figure("autodisc's student − the other's, test", "")
+    figure.add_scatter(
+        x=[mark.x for mark in marks],
+        y=[escape(mark.label) for mark in marks],
+        error_x=_bars([(mark.x, mark) for mark in marks]),
+        mode="markers",
+        marker={"size": 11, "color": BLUE, "symbol": "diamond"},
+        hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+        showlegend=False,
+    )
+    figure.add_vline(x=0, line={"color": GREY, "dash": "dash", "width": 1.5})
+    figure.update_yaxes(autorange="reversed", type="category")
+    set_height(figure, 60 + 40 * len(marks), below=70)
+    return figure
+
+
+def truth_figure(section: Section) -> go.Figure:
+    figure = empty_figure("sparsity of the assistant", "student's metric, test")
+    lines = [line for line in section.truth if line.sparsity is not None]
+    points = [(line.sparsity, value) for line in lines for value in line.by_seed]
+    figure.add_scatter(
+        x=[x for x, _ in points],
+        y=[y for _, y in points],
+        mode="markers",
+        name="a seed",
+        marker={"color": BLUE, "symbol": "circle-open", "size": 8},
+    )
+    figure.add_scatter(
+        x=[line.sparsity for line in lines],
+        y=[_mean(line.by_seed) for line in lines],
+        name="mean",
+        line={"color": BLUE},
+    )
+    direct = next((line for line in section.truth if line.sparsity is None), None)
+    if direct is not None:
+        mean = _mean(direct.by_seed)
+        line = {"color": GREEN, "dash": "dash", "width": 1.5}
+        figure.add_hline(y=mean, line=line, annotation={"text": f"no assistant {mean:.3f}"})
+    return figure
+
+
+def _together(marks: Sequence[Mark]) -> list[Mark]:
+    """Marks at one place as one, with all of their labels; from left to right."""
+    places: dict[tuple[float, float], list[Mark]] = {}
+    for mark in sorted(marks, key=lambda mark: (mark.x, mark.y)):
+        places.setdefault((round(mark.x, 4), round(mark.y, 4)), []).append(mark)
+    return [
+        replace(found[0], label=", ".join(mark.label for mark in found), best=any(mark.best for mark in found))
+        for found in places.values()
+    ]
+
+
+def _add(figure: go.Figure, mark: Mark, color: str, symbol: str, number: int) -> None:
+    """Labels of neighbours stand above and below by turns; near the right end to the left of their mark."""
+    side = "left" if mark.x > 0.8 else "right"
+    figure.add_scatter(
+        x=[mark.x],
+        y=[mark.y],
+        error_y=_bars([(mark.y, mark)]),
+        mode="markers+text",
+        text=[f" {escape(mark.label)}"],
+        textposition=f"{('top', 'bottom')[number % 2]} {side}",
+        cliponaxis=False,
+        marker={"size": 11, "color": color, "symbol": symbol},
+        hovertemplate=f"{escape(mark.label)}: %{{y:.3f}} for %{{x:.1%}}<extra></extra>",
+        showlegend=False,
+    )
+
+
+def _bars(marks: Sequence[tuple[float, Mark]]) -> dict[str, object]:
+    """Error bars; an end that is unknown or infinite is not drawn."""
+
+    def reach(value: float, end: float | None) -> float:
+        return 0.0 if end is None or abs(end) == float("inf") else max(0.0, abs(end - value))
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [reach(value, mark.high) for value, mark in marks],
+        "arrayminus": [reach(value, mark.low) for value, mark in marks],
+        "thickness": 1.2,
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

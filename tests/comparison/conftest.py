@@ -1,0 +1,115 @@
+"""A comparison on a tiny teacher and a CSV that it has learnt, computed once."""
+
+from __future__ import annotations
+
+import csv
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autodisc import api
+from autodisc.comparison.config import ComparisonConfig, make_comparison
+from autodisc.comparison.running import run
+from autodisc.config import make_config
+from autodisc.models.checkpoints import save_model
+
+SETTINGS: dict[str, Any] = {
+    "search": {
+        "sparsities": [0.25, 0.5, 0.75],
+        "margin": 0.0,
+        "importance": {"examples": 32},
+        "recovery": {"steps": 12, "lr": 3e-3},
+    },
+    "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
+    "runtime": {"threads": 1, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="package")
+def furnished(tmp_path_factory, tiny, word_tokenizer) -> Path:
+    """data/ (the label is whether "good" or "bad" is said), teacher/ and a cache/."""
+    home = tmp_path_factory.mktemp("comparison")
+    generator = random.Random(1)
+    (home / "data").mkdir()
+    for split, count in (("train", 160), ("validation", 80), ("test", 60)):
+        with (home / "data" / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["sentence", "label"])
+            for i in range(count):
+                words = [f"w{generator.randrange(50)}" for _ in range(generator.randrange(3, 8))]
+                words[generator.randrange(len(words))] = "good" if i % 2 else "bad"
+                rows.writerow([" ".join(words), i % 2])
+    save_model(tiny(layers=2), word_tokenizer, home / "encoder")
+    teacher = {"model": str(home / "encoder"), "finetune": {"epochs": 6, "batch_size": 16, "lr": 3e-3}}
+    made = api.finetune(
+        make_config(
+            {
+                "task": {"name": "mine", "metric": "accuracy_f1", "data": str(home / "data")},
+                "teacher": teacher,
+                "cache": {"dir": str(home / "cache")},
+                "runtime": SETTINGS["runtime"],
+            }
+        ),
+        home / "teacher",
+    )
+    assert made["metric"] > 0.9
+    return home
+
+
+@pytest.fixture(scope="package")
+def settings(furnished) -> Callable[..., dict[str, Any]]:
+    """A comparison's YAML as a mapping; ``compare`` and the sections take changes."""
+
+    def call(**changes: Any) -> dict[str, Any]:
+        values: dict[str, Any] = {
+            "name": "toy",
+            **SETTINGS,
+            "cache": {"dir": str(furnished / "cache")},
+            "compare": {
+                "tasks": [
+                    {
+                        "task": {"name": "mine", "metric": "accuracy_f1", "data": str(furnished / "data")},
+                        "teacher": {"model": str(furnished / "teacher")},
+                    }
+                ],
+                "seeds": [0, 1],
+                "resamples": 40,
+            },
+        }
+        for key, change in changes.items():
+            values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+        return values
+
+    return call
+
+
+@pytest.fixture(scope="package")
+def config(settings) -> Callable[..., ComparisonConfig]:
+    return lambda **changes: make_comparison(settings(**changes))
+
+
+@pytest.fixture(scope="package")
+def computed(config, tmp_path_factory) -> Path:
+    """Every strategy, and one search more, with two seeds."""
+    out = tmp_path_factory.mktemp("computed") / "out"
+    assert run(config(compare={"searches": MORE}), out) == 0
+    return out
+
+
+MORE = {"steps-0": {"scorer": "pruned", "importance": {"refit": False}}}
+
+
+@pytest.fixture
+def copied(computed, tmp_path) -> Path:
+    """The computed cells, to change."""
+    return Path(shutil.copytree(computed, tmp_path / "out"))
+
+
+@pytest.fixture
+def whole(config) -> ComparisonConfig:
+    """The comparison that ``computed`` holds."""
+    return config(compare={"searches": MORE})

@@ -1,0 +1,107 @@
+"""A comparison's YAML: what it brings, and what is refused in one line."""
+
+from __future__ import annotations
+
+import pytest
+
+from autodisc.comparison.cells import Cell
+from autodisc.comparison.config import make_comparison
+from autodisc.comparison.plan import all_cells
+from autodisc.errors import ConfigError
+
+
+@pytest.fixture
+def entry(settings):
+    return settings()["compare"]["tasks"][0]
+
+
+MISTAKES = [
+    ({"strategies": ["autodisk"]}, ["no strategy 'autodisk'", "'autodisc'"]),
+    ({"strategies": ["xyz"]}, ["no strategy 'xyz'", "rule-2.5x"]),
+    ({"strategis": ["direct"]}, ["strategis", "'strategies'"]),
+    ({"seeds": [0, 0]}, ["two cells with the same key", "seed 0"]),
+    ({"seeds": []}, ["seeds"]),
+    ({"student_sparsities": [0.9, 0.9]}, ["two cells with the same key", "0.9"]),
+    ({"student_sparsities": [90]}, ["compare.student_sparsities", "0.9"]),
+    ({"student_sparsities": [0.6]}, ["search.sparsities", "0.75"]),
+    ({"tasks": []}, ["compare.tasks"]),
+    ({"searches": {"recovered": {}}}, ["recovered"]),
+    ({"searches": {"more": {"sparsities": [0.5]}}}, ["sparsities", "same for every search"]),
+    ({"searches": {"more": {"lamm": 0.5}}}, ["search.lamm", "'lam'"]),
+    ({"searches": {"more": {"importance": {"examples": 3}}}}, ["importance"]),
+    ({"jobs": 0}, ["compare.jobs"]),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), MISTAKES, ids=[f"{i}" for i in range(len(MISTAKES))])
+def test_a_mistake_is_one_line_that_names_it(settings, change, named):
+    with pytest.raises(ConfigError) as caught:
+        make_comparison(settings(compare=change), source="compare.yaml")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in named), message
+
+
+def test_what_contradicts_the_comparison_is_refused(settings, entry):
+    for change, named in (
+        ({"runtime": {"seed": 1}}, "runtime.seed"),
+        ({"search": {"trials": 2}}, "unmeasured"),
+        ({"search": {"sparsities": None, "low": 0.2, "high": 0.5}}, "unmeasured"),
+        ({"distillation": {"epoch": 2}}, "'epochs'"),
+        ({"compare": {"tasks": [entry, {**entry, "teacher": {"model": "other"}, "seeds": [9]}]}}, "called 'mine'"),
+        ({"compare": {"tasks": [entry, entry]}}, "same key"),
+        ({"compare": {"tasks": [{**entry, "name": "a/b"}]}}, "name"),
+        ({"compare": {"tasks": [{**entry, "taks": 1}]}}, "taks"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            make_comparison(settings(**change))
+
+
+def test_a_task_may_bring_seeds_and_students_of_its_own(settings, entry, tmp_path):
+    tasks = [entry, {**entry, "student_sparsities": [0.95], "seeds": [5]}, {**entry, "name": "again", "seeds": [7]}]
+    config = make_comparison(settings(compare={"tasks": tasks, "strategies": ["direct"]}))
+    found = {(cell.task, cell.seed, cell.student) for cell in all_cells(config, tmp_path)}
+    own = {("mine", 0, 0.9), ("mine", 1, 0.9), ("mine", 5, 0.95), ("again", 7, 0.9)}
+    assert found == own | {(task, seed, None) for task, seed, _ in own}
+
+
+def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp_path):
+    shared = ["maxidisc", "maxidisc-tpe", "rule-2.5x", "smallest", "largest", "random"]
+    every, one = (
+        all_cells(make_comparison(settings(compare={"strategies": names})), tmp_path)
+        for names in (shared, ["maxidisc"])
+    )
+    assert every == one
+    assert len(one) == 2 * (1 + 3)
+
+
+def test_a_cell_has_the_settings_of_its_kind(config, tmp_path):
+    comparison = config(compare={"searches": {"short": {"recovery": {"steps": 3}, "lam": 0.5}}})
+    study = {
+        kind: comparison.study(Cell("mine", 4, 0.9, kind), tmp_path)
+        for kind in (
+            "search-recovered",
+            "search-pruned",
+            "search-short",
+            "autodisc",
+            "plain",
+            "pruned",
+            "assistant-0.5",
+        )
+    }
+    assert study["search-recovered"] == study["autodisc"] == study["assistant-0.5"]
+    assert study["search-pruned"] == study["pruned"]
+    assert study["search-pruned"].search.scorer == "pruned"
+    short = study["search-short"].search
+    assert (short.recovery.steps, short.recovery.lr, short.lam) == (3, 3e-3, 0.5)  # the rest is the comparison's
+    assert (study["plain"].distillation.sandwich_size, study["plain"].distillation.epochs) == (1, 1)
+    assert {one.runtime.seed for one in study.values()} == {4}
+
+
+def test_a_teacher_that_is_to_be_made_is_the_first_seeds(settings, entry, tmp_path):
+    tasks = [{**entry, "teacher": {"model": "encoder", "finetune": {"epochs": 2}}, "seeds": [3, 4]}]
+    config = make_comparison(settings(compare={"tasks": tasks}))
+    (made,) = config.studies()
+    assert (made.teacher.model, made.teacher.finetune.epochs, made.runtime.seed) == ("encoder", 2, 3)
+    used = config.study(Cell("mine", 4, 0.9, "direct"), tmp_path)
+    assert (used.teacher.model, used.teacher.finetune) == (str(tmp_path / "mine"), None)

@@ -1,0 +1,191 @@
+"""Cells are computed once; what fails is recorded and tried again; what is not this comparison's is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autodisc.comparison import running
+from autodisc.comparison.cells import Cell
+from autodisc.comparison.config import make_comparison
+from autodisc.comparison.plan import all_cells
+from autodisc.comparison.running import jobs_of, run
+from autodisc.errors import StudyError, TrainingError
+
+FEW = {"strategies": ["direct", "smallest"], "seeds": [0]}
+
+
+def written(out: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(out)): path.stat().st_mtime_ns for path in (out / "cells").rglob("*") if path.is_file()
+    }
+
+
+def one_line(caught) -> str:
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_every_cell_is_recorded_once_and_a_second_run_opens_nothing(whole, copied, monkeypatch):
+    before = written(copied)
+    cells = all_cells(whole, copied)
+    assert all(cell.path(copied).exists() for cell in cells)
+    assert len(cells) == len([name for name in before if name.endswith(".json")])
+    assert not any(path.is_file() for path in (copied / "work").rglob("*"))
+    monkeypatch.setattr(running, "compute", None)
+    monkeypatch.setattr(running, "prepare", None)
+    assert run(whole, copied) == 0
+    assert written(copied) == before
+
+
+def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied, tmp_path, monkeypatch):
+    compute, settings = running.compute, config(compare=FEW)
+    done: list[Cell] = []
+
+    def killed(config, cell, out):
+        if done:
+            raise KeyboardInterrupt
+        done.append(cell)
+        compute(config, cell, out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "compute", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path / "new")
+    before = written(tmp_path / "new")
+    assert run(settings, tmp_path / "new") == 0
+    after = written(tmp_path / "new")
+    assert before.items() <= after.items()
+    for cell in all_cells(settings, tmp_path / "new"):  # and computes what an undisturbed run does
+        ours, theirs = (json.loads(cell.path(out).read_text())["result"] for out in (tmp_path / "new", copied))
+        assert ours == theirs
+
+
+def test_two_processes_compute_what_one_does(config, copied, tmp_path):
+    settings = config(compare={"strategies": ["autodisc", "direct"], "seeds": [0]})
+    assert run(settings, tmp_path / "new", jobs=2) == 0
+    for cell in all_cells(settings, tmp_path / "new"):
+        ours, theirs = (json.loads(cell.path(out).read_text())["result"] for out in (tmp_path / "new", copied))
+        for result in (ours, theirs):
+            for trial in result.get("trials", ()):
+                trial.pop("seconds")
+                trial.pop("number")
+            (result.get("best") or {}).pop("number", None)
+        assert ours == theirs, cell
+
+
+def test_a_failed_cell_is_recorded_with_its_reason_the_rest_goes_on_and_a_rerun_tries_again(
+    config, tmp_path, make_listener, monkeypatch
+):
+    settings, compute = config(compare=FEW), running.compute
+    broken = Cell("mine", 0, 0.9, "direct")
+
+    def failing(config, cell, out):
+        if cell == broken:
+            raise TrainingError("the loss is nan")
+        compute(config, cell, out)
+
+    listener = make_listener()
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "compute", failing)
+        assert run(settings, tmp_path, progress=listener) == 1
+        assert run(settings, tmp_path) == 1
+    assert f"{broken} failed: the loss is nan" in listener.said
+    assert "task mine, seed 0, shared: computed" in listener.said
+    assert [json.loads(path.read_text())["error"] for path in broken.failures(tmp_path)] == ["the loss is nan"] * 2
+    others = [cell for cell in all_cells(settings, tmp_path) if cell != broken]
+    assert all(cell.path(tmp_path).exists() for cell in others)
+    assert run(settings, tmp_path) == 0
+    assert broken.path(tmp_path).exists()
+    assert len(broken.failures(tmp_path)) == 2
+
+
+def test_where_preparing_fails_the_seeds_cells_are_left_out(config, tmp_path, monkeypatch):
+    settings, prepare = config(compare={**FEW, "seeds": [0, 1]}), running.prepare
+
+    def failing(config, cell, out):
+        if cell.seed == 0:
+            raise TrainingError("no ranking")
+        prepare(config, cell, out)
+
+    monkeypatch.setattr(running, "prepare", failing)
+    assert run(settings, tmp_path) == 1
+    seeds = {cell.seed for cell in all_cells(settings, tmp_path) if cell.path(tmp_path).exists()}
+    assert seeds == {1}
+
+
+def test_a_process_that_is_ended_from_outside_is_a_failed_cell(config, tmp_path, monkeypatch):
+    def ended(call, keys, jobs, threads):
+        for key in keys:
+            yield key, TrainingError("its process was ended from outside")
+
+    monkeypatch.setattr(running, "side_by_side", ended)
+    assert run(config(compare=FEW), tmp_path, jobs=2) == 1  # the shared cell, and so no other is begun
+    (path,) = Cell("mine", 0, None, "shared").failures(tmp_path)
+    assert "ended from outside" in json.loads(path.read_text())["error"]
+
+
+def test_a_search_and_what_is_distilled_from_it_are_one_job():
+    cells = [Cell("a", 0, 0.9, kind) for kind in ("search-recovered", "search-more", "autodisc", "plain", "direct")]
+    assert [[cell.kind for cell in job] for job in jobs_of(cells)] == [
+        ["search-recovered", "autodisc", "plain"],
+        ["search-more"],
+        ["direct"],
+    ]
+    assert [[cell.kind for cell in job] for job in jobs_of(cells[2:])] == [["autodisc", "plain"], ["direct"]]
+
+
+def changed(copied: Path, kind: str, change) -> Path:
+    path = Cell("mine", 0, None if kind == "shared" else 0.9, kind).path(copied)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda values: values.update(autodisc="0.0.1"), "a record of autodisc 0.0.1"),
+        (lambda values: values.update(schema=0), "schema 0"),
+        (lambda values: values["data"]["fingerprints"].update(final="other"), "the data's final has fingerprint other"),
+        (lambda values: values["teacher"].update(fingerprint="other"), "the teacher has fingerprint"),
+        (lambda values: values["config"]["distillation"].update(epochs=7), "distillation.epochs: 7 -> 1"),
+        (lambda values: values.pop("schema"), "not a cell's record"),
+    ],
+)
+def test_a_record_of_another_version_data_or_settings_is_refused_by_name(whole, copied, change, said):
+    path = changed(copied, "direct", change)
+    with pytest.raises(StudyError) as caught:
+        run(whole, copied)
+    message = one_line(caught)
+    assert said in message
+    assert path.name in message
+
+
+def test_settings_that_change_no_result_may_change(settings, copied, monkeypatch):
+    searches = {"steps-0": {"scorer": "pruned", "importance": {"refit": False}}}
+    values = settings(compare={"searches": searches}, runtime={"threads": 2}, cache={"max_gib": 0.5})
+    monkeypatch.setattr(running, "compute", None)
+    assert run(make_comparison(values), copied) == 0
+
+
+def test_data_that_changed_since_is_refused_before_anything_is_computed(config, furnished, tmp_path, monkeypatch):
+    settings = config(compare={**FEW, "strategies": ["direct"]})
+    run(settings, tmp_path / "out")
+    more = config(compare=FEW)
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in (furnished / "data").iterdir():
+        (data / path.name).write_text(path.read_text() + ("w1 good,1\n" if path.name == "test.csv" else ""))
+    entry = more.compare.tasks[0]
+    moved = entry.model_copy(update={"task": entry.task.model_copy(update={"data": data})})
+    more = more.model_copy(update={"compare": more.compare.model_copy(update={"tasks": (moved,)})})
+    before = written(tmp_path / "out")
+    with pytest.raises(StudyError, match="the data's final") as caught:
+        run(more, tmp_path / "out")
+    one_line(caught)
+    assert written(tmp_path / "out") == before

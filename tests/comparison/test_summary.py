@@ -1,0 +1,170 @@
+"""The report, from records alone: whole, with one seed, with cells missing, with nothing to choose."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autodisc.comparison.cells import Cell, write_failure
+from autodisc.comparison.config import make_comparison
+from autodisc.comparison.plan import all_cells, recorded
+from autodisc.comparison.running import run
+from autodisc.comparison.summary import report, summarize
+from autodisc.errors import StudyError
+from autodisc.models.checkpoints import save_model
+from autodisc.reporting.comparison_report import cost_data, difference_data, frontier_data
+
+
+def section(config, out):
+    cells = all_cells(config, out)
+    (found,) = summarize(config, cells, recorded(config, cells, out), out)
+    return found
+
+
+def change_results(out: Path, kind: str, **values) -> None:
+    for path in (out / "cells").rglob(f"{kind}.json"):
+        record = json.loads(path.read_text())
+        record["result"] |= values
+        path.write_text(json.dumps(record))
+
+
+def test_the_report_holds_verdict_differences_fidelity_and_frontier(whole, copied):
+    found = report(whole, copied)
+    assert (found["missing"], found["failed"]) == (0, {})
+    text = (copied / "report.md").read_text()
+    assert found["verdicts"][0].startswith("mine, student sparsity 0.9: ")
+    for word in ("Strategies", "Paired differences", "Fidelity", "Frontier", "Provenance", "What speaks against it"):
+        assert word in text
+    page = (copied / "report.html").read_text()
+    assert page.count("data-plot=") == 4
+    tables = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in (copied / "tables").iterdir()}
+    assert tables.keys() == {"strategies", "differences", "fidelity", "frontier", "truth"}
+    assert {row["strategy"] for row in tables["strategies"]} == set(whole.compare.strategies)
+
+
+def test_a_report_is_the_same_each_time_it_is_written_and_needs_no_torch(settings, whole, copied):
+    report(whole, copied)
+    before = {path.name: path.read_text() for path in (copied / "tables").iterdir()}
+    (copied / "settings.json").write_text(json.dumps(settings(compare=whole.compare.model_dump(mode="json"))))
+    code = (
+        "import json, pathlib, sys; from autodisc.comparison.config import make_comparison;"
+        "from autodisc.comparison.summary import report; out = pathlib.Path(sys.argv[1]);"
+        "report(make_comparison(json.loads((out / 'settings.json').read_text())), out);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(copied)], check=True)
+    assert {path.name: path.read_text() for path in (copied / "tables").iterdir()} == before
+
+
+def test_shares_are_of_maxidisc_and_every_comparison_is_paired_and_corrected(whole, computed):
+    found = section(whole, computed)
+    maxidisc = found.strategy("maxidisc")
+    assert (maxidisc.seconds_share, maxidisc.flops_share, maxidisc.search_flops_share) == (1.0, 1.0, 1.0)
+    ours = found.strategy("autodisc")
+    assert ours.flops_share == pytest.approx(ours.flops / maxidisc.flops)
+    assert 0 < ours.search_flops_share < ours.flops_share
+    for line in found.differences:
+        other = found.strategy(line.comparison.theirs)
+        assert line.comparison.difference == pytest.approx(ours.metric.estimate - other.metric.estimate)
+        assert line.p_holm is None or line.p_holm >= line.p
+    assert {line.scorer for line in found.fidelity} == {"recovered", "pruned", "steps-0", "none"}
+    assert [line for line in found.frontier if line.best]
+    assert min(line.flops_share for line in found.frontier) == 0.0
+
+
+def test_pictures_are_of_what_the_tables_say(whole, computed):
+    found = section(whole, computed)
+    assert [(m.label, m.x, m.y) for m in frontier_data(found)] == [
+        (line.setting, line.flops_share, line.regret) for line in found.frontier
+    ]
+    assert [m.label for m in difference_data(found)] == [line.comparison.theirs for line in found.differences]
+    assert {m.label for m in cost_data(found)} == set(whole.compare.strategies)
+
+
+def test_one_seed_renders_and_says_so(config, copied):
+    one = config(compare={"seeds": [0]})
+    report(one, copied)
+    assert "One seed" in (copied / "report.md").read_text()
+    assert section(one, copied).strategy("direct").seeds == (0,)
+
+
+@pytest.mark.parametrize("gone", ["assistant-0.5", "direct", "autodisc", "search-recovered", "shared"])
+def test_missing_cells_are_left_out_and_said(whole, copied, gone):
+    for path in (copied / "cells").rglob(f"{gone}.json"):
+        path.unlink()
+    found = report(whole, copied)
+    assert found["missing"] == 2
+    assert "2 cells not computed yet" in (copied / "report.md").read_text()
+    names = {line.strategy for line in section(whole, copied).strategies}
+    assert ("maxidisc" in names) == (gone not in ("assistant-0.5", "shared"))
+    assert "pruned" in names
+
+
+def test_cells_of_one_seed_missing_leave_the_other_in(whole, copied):
+    Cell("mine", 1, 0.9, "direct").path(copied).unlink()
+    found = section(whole, copied)
+    assert found.strategy("direct").seeds == (0,)
+    assert found.strategy("autodisc").seeds == (0, 1)
+    assert len(found.differences[0].comparison.by_seed) == 1
+
+
+def test_a_failed_cell_is_said_with_its_reason(whole, copied):
+    cell = Cell("mine", 1, 0.9, "released")
+    cell.path(copied).unlink()
+    write_failure(copied, cell, "the loss is nan")
+    found = report(whole, copied)
+    assert found["failed"] == {str(cell): "the loss is nan"}
+    assert "released failed: the loss is nan" in (copied / "report.md").read_text()
+
+
+def test_nothing_feasible_is_distilled_without_an_assistant(whole, copied):
+    change_results(copied, "search-recovered", best=None)
+    found = report(whole, copied)
+    assert "none of the candidates left the floor" in found["verdicts"][0]
+    assert "no candidate left the floor" in (copied / "report.md").read_text()
+    differences = {line.comparison.theirs: line.comparison for line in section(whole, copied).differences}
+    assert differences["direct"].difference == 0.0
+
+
+def test_a_trial_that_failed_takes_its_seed_out_of_fidelity(whole, copied):
+    record = json.loads(Cell("mine", 0, 0.9, "search-recovered").path(copied).read_text())
+    record["result"]["trials"][0] |= {"state": "FAIL", "metric": None}
+    Cell("mine", 0, 0.9, "search-recovered").path(copied).write_text(json.dumps(record))
+    found = section(whole, copied)
+    assert {line.scorer: len(line.cells) for line in found.fidelity}["recovered"] == 1
+
+
+def test_nothing_recorded_is_one_line(whole, tmp_path):
+    with pytest.raises(StudyError, match="holds no cell") as caught:
+        report(whole, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", ["pearson_spearman", "accuracy"])
+def test_other_metrics_and_a_teacher_that_is_made_go_all_the_way(
+    settings, furnished, tmp_path, tiny, word_tokenizer, metric
+):
+    save_model(tiny(layers=2, num_labels=2 if metric == "accuracy" else 1), word_tokenizer, tmp_path / "encoder")
+    entry = {
+        "task": {"name": "mine", "metric": metric, "data": str(furnished / "data")},
+        "teacher": {
+            "model": str(tmp_path / "encoder"),
+            "finetune": {"epochs": 4, "batch_size": 16, "lr": 3e-3},
+        },
+    }
+    strategies = ["autodisc", "direct", "maxidisc", "random"]
+    config = make_comparison(settings(compare={"tasks": [entry], "seeds": [0], "strategies": strategies}))
+    assert run(config, tmp_path) == 0
+    found = section(config, tmp_path)
+    assert {line.strategy for line in found.strategies} == set(strategies)
+    assert (tmp_path / "teachers" / "mine" / "config.json").exists()
+    differences = {line.comparison.theirs: line.comparison for line in found.differences}
+    assert (differences["direct"].p_mcnemar is None) == (metric != "accuracy")
+    before = (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns
+    assert run(config, tmp_path) == 0
+    assert (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns == before
