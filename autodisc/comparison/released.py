@@ -14,8 +14,8 @@ from pathlib import Path
 
 from autodisc.comparison.cells import Spent
 from autodisc.distillation.sandwich import Sandwich
-from autodisc.distillation.schedule import Distilled, distill_phase
-from autodisc.distillation.training import TrainingSettings, steps_for, train
+from autodisc.distillation.schedule import Distilled, distill_phase, training_settings
+from autodisc.distillation.training import steps_for, train
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.baselines import chain_from
 from autodisc.search.tradeoff import tradeoff
@@ -61,15 +61,7 @@ def distill_released(space: Workspace) -> Released:
                 runtime=workshop.runtime,
             ),
             workshop.task.train,
-            TrainingSettings(
-                steps=steps,
-                batch_size=config.batch_size,
-                lr=config.lr,
-                warmup=config.warmup,
-                weight_decay=config.weight_decay,
-                clip=config.clip,
-                accumulation=config.accumulation,
-            ),
+            training_settings(config, steps=steps, lr=config.lr),
             task=workshop.task,
             runtime=workshop.runtime,
             stage=STAGE,

@@ -100,7 +100,7 @@ def recover(
     """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike."""
     supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking)
     always = [candidates[0], candidates[-1]]
-    settings = _settings(distillation, steps=steps, lr=recovery.lr)
+    settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, teacher, candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
     return supernet
 
@@ -130,7 +130,7 @@ def distill_phase(
     """
     supernet = Supernet(start, ranking)
     always = list(dict.fromkeys([target, candidates[-1]]))
-    settings = _settings(config, steps=steps, lr=config.lr)
+    settings = training_settings(config, steps=steps, lr=config.lr)
 
     def evaluate() -> float:
         with supernet.active(target) as model:
@@ -202,7 +202,8 @@ def passes_by_scale(candidates: Sequence[Candidate], size: int) -> float:
     return phase([candidates[0], last], candidates) + phase([last], candidates[1:])
 
 
-def _settings(config: DistillationConfig, *, steps: int, lr: float) -> TrainingSettings:
+def training_settings(config: DistillationConfig, *, steps: int, lr: float) -> TrainingSettings:
+    """What the training loop is told of ``config``."""
     return TrainingSettings(
         steps=steps,
         batch_size=config.batch_size,
