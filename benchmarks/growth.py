@@ -77,7 +77,7 @@ def search(point: Point, home: Path) -> Row:
             "search": {
                 "sparsities": np.linspace(0.1, 0.85, point.candidates).round(4).tolist(),
                 "recovery": {"steps": point.steps},
-                "importance": {"examples": point.examples},
+                "importance": {"examples": point.examples, "rounds": 2},
             },
             "cache": {"dir": str(home / "cache")},
             "runtime": {"seed": point.seed, "threads": point.threads},

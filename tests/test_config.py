@@ -32,7 +32,7 @@ def test_a_configuration_survives_yaml(tmp_path):
     ours = config(
         task={"name": "mine", "data": "some/data", "metric": "f1", "text_pair": "second", "limit_train": 100},
         teacher={"model": "package:p/m", "finetune": {"epochs": 4}},
-        search={"sparsities": [0.5, 0.3], "lam": 0.1, "recovery": {"steps": 30}, "importance": {"examples": 8}},
+        search={"sparsities": [0.5, 0.3], "lam": 0.1, "recovery": {"steps": 30}, "importance": {"rounds": 1}},
         baseline={"strategies": ["direct"]},
         cache={"dir": "/tmp/cache"},
         runtime={"seed": 7, "precision": "fp32"},

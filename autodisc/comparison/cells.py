@@ -2,7 +2,7 @@
 
     OUT/cells/TASK/seed-N/shared.json                the ranking and the teacher's outputs, which all pay for once
     OUT/cells/TASK/seed-N/student-S/KIND.json        one record, written once, with the student's test predictions
-    OUT/cells/TASK/seed-N/student-S/KIND.npz         beside it
+    OUT/cells/TASK/seed-N/student-S/KIND.npz         beside it; of a search every candidate's on validation
     OUT/cells/TASK/seed-N/student-S/KIND.failed-K    why a cell failed; the next run tries again
 
 Reading needs no torch.
@@ -107,7 +107,7 @@ class Recorded:
 
     @cached_property
     def predictions(self) -> np.ndarray:
-        """(N,) on the final split."""
+        """(N,) on the final split; of a search (K, N), a row a candidate in the grid's order, on validation."""
         return self._arrays["predictions"]
 
     @cached_property

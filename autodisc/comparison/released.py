@@ -8,13 +8,11 @@ What differs from theirs: the teacher is cached, batches hold a budget of tokens
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 
 from autodisc.comparison.cells import Spent
 from autodisc.distillation.sandwich import Sandwich
-from autodisc.distillation.schedule import Distilled, distill_phase, training_settings
+from autodisc.distillation.schedule import Distilled, distill_student, training_settings
 from autodisc.distillation.training import steps_for, train
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.baselines import chain_from
@@ -73,19 +71,6 @@ def distill_released(space: Workspace) -> Released:
     assistant = Distilled(supernet.extract(assistants[number]), assistants[number], metric)
     total = workshop.ledger.total
     chain = chain_from(space.candidates, assistant.candidate.sparsity, space.student)[1:]
-    with (
-        tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
-    ):
-        student = distill_phase(
-            assistant.model,
-            outputs,
-            ranking,
-            chain,
-            target=space.student,
-            stage="assistant to student",
-            steps=steps,
-            config=config.model_copy(update={"sandwich_size": len(chain)}),
-            workshop=workshop,
-        )
+    every = config.model_copy(update={"sandwich_size": len(chain)})
+    student = distill_student(assistant, ranking, chain, every, workshop)
     return Released(assistant, student, Spent(total.seconds, total.flops))

@@ -67,8 +67,11 @@ def _search_of(cell: Cell) -> Cell:
 
 
 def _prepare(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
-    make_teacher(config, job[0].task, out)
-    return _each(job, out, lambda cell: prepare(config, cell, out))
+    def work(cell: Cell) -> None:
+        make_teacher(config, cell.task, out)
+        prepare(config, cell, out)
+
+    return _each(job, out, work)
 
 
 def _compute(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
@@ -109,7 +112,7 @@ def _outcomes(
     calls = side_by_side(lambda job: joblib.delayed(_apart)(work, config, out, job), queue, jobs, threads)
     for job, found in calls:
         if isinstance(found, TrainingError):
-            cell = next(cell for cell in job if not cell.path(out).exists())
+            cell = next((cell for cell in job if not cell.path(out).exists()), job[-1])
             write_failure(out, cell, str(found))
             yield job, {cell: str(found)}
         else:

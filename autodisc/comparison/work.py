@@ -13,6 +13,7 @@ when they are done. Seconds are the process's own, with other cells beside it.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -45,7 +46,7 @@ from autodisc.tasks.metrics import decode
 from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
 
 FINAL = "final evaluation"
-Arrays = tuple[np.ndarray, np.ndarray]  # predictions and labels (N,)
+Arrays = tuple[np.ndarray, np.ndarray]  # predictions (N,), of a search (K, N), and labels (N,)
 
 
 def make_teacher(config: ComparisonConfig, label: str, out: Path) -> None:
@@ -85,7 +86,7 @@ def compute(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     """Compute one cell of a student, and record it."""
     settings = config.study(cell, teachers(out))
     if cell.kind.startswith("search-"):
-        values, arrays = _search(settings, study_folder(cell, out)), None
+        values, arrays = _search(settings, study_folder(cell, out))
     elif cell.kind in ("autodisc", "pruned", "plain"):
         name = "search-pruned" if cell.kind == "pruned" else "search-recovered"
         values, arrays = _distil(config, cell, Cell(cell.task, cell.seed, cell.student, name), out)
@@ -103,10 +104,15 @@ def study_folder(cell: Cell, out: Path) -> Path:
 
 
 def clear(cell: Cell, out: Path) -> None:
-    shutil.rmtree(study_folder(cell, out), ignore_errors=True)
+    """Remove a job's folder, and those above it that hold no other."""
+    folder = study_folder(cell, out)
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not empty: another job's
+        for parent in [*folder.parents][: -len(out.parents) - 1]:
+            parent.rmdir()
 
 
-def _search(settings: StudyConfig, folder: Path) -> dict[str, Any]:
+def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays]:
     api.search(settings, folder)
     values = _kept(folder, "search")
     result = {name: value for name, value in values["result"].items() if name not in ("storage", "study")}
@@ -116,22 +122,25 @@ def _search(settings: StudyConfig, folder: Path) -> dict[str, Any]:
     if settings.search.scorer == "recovered":
         model = load(folder / api.SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
         opened = Slices(Supernet(model, space.ranking()))
-    return {**values, "result": {**result, "losses": _losses(space, opened)}}
+    losses, predictions = _candidates(space, opened)
+    return {**values, "result": {**result, "losses": losses}}, (predictions, space.task.validation.labels)
 
 
-def _losses(space: Workspace, opened: Opened) -> dict[str, float]:
-    """By sparsity, how far each candidate's outputs are from the teacher's, on validation; smooth, and no labels."""
+def _candidates(space: Workspace, opened: Opened) -> tuple[dict[str, float], np.ndarray]:
+    """By sparsity, how far each candidate's outputs are from the teacher's on validation: smooth, and no labels; and
+    what it predicts there (K, N)."""
     target = _logits(space, space.teacher, space.task.validation)
-    found = {}
+    losses, predictions = {}, []
     for sparsity, candidate in space.candidates.items():
         with opened(candidate) as model:
             logits = _logits(space, model, space.task.validation)
         let_go(opened)
         if space.task.kind == "regression":
-            found[f"{sparsity:g}"] = float((logits - target).square().mean())
+            losses[f"{sparsity:g}"] = float((logits - target).square().mean())
         else:
-            found[f"{sparsity:g}"] = float(soft_cross_entropy(logits, target, 1.0, len(target)))
-    return found
+            losses[f"{sparsity:g}"] = float(soft_cross_entropy(logits, target, 1.0, len(target)))
+        predictions.append(decode(logits.numpy(), space.task.kind))
+    return losses, np.stack(predictions)
 
 
 def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tuple[dict[str, Any], Arrays | None]:

@@ -157,36 +157,45 @@ def distill_sandwich(
     largest first.
     """
     steps = steps_for(workshop.task.train, config.batch_size, config.epochs)
-    first, last = candidates[0], candidates[-1]
     with workshop.teacher(teacher, config) as outputs:
         trained = distill_phase(
             assistant,
             outputs,
             ranking,
             candidates,
-            target=first,
+            target=candidates[0],
             stage="teacher to assistant",
             steps=steps,
             config=config,
             workshop=workshop,
         )
+    return trained, distill_student(trained, ranking, candidates[1:], config, workshop)
+
+
+def distill_student(
+    assistant: Distilled,
+    ranking: Ranking,
+    candidates: Sequence[Candidate],
+    config: DistillationConfig,
+    workshop: Workshop,
+) -> Distilled:
+    """Phase 2: the last of ``candidates``, which lie below the trained ``assistant``, from its weights and outputs."""
     workshop.cache.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(trained.model, config, Path(folder)) as outputs,
+        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
     ):
-        student = distill_phase(
-            trained.model,
+        return distill_phase(
+            assistant.model,
             outputs,
             ranking,
-            candidates[1:],
-            target=last,
+            candidates,
+            target=candidates[-1],
             stage="assistant to student",
-            steps=steps,
+            steps=steps_for(workshop.task.train, config.batch_size, config.epochs),
             config=config,
             workshop=workshop,
         )
-    return trained, student
 
 
 def passes_by_scale(candidates: Sequence[Candidate], size: int) -> float:

@@ -5,7 +5,9 @@ output projection, a neuron one column of the FFN's. Removing it cuts those colu
 produce them. A layout names the modules; masks, importance, supernet and surgery are written once.
 
 To add a family: name its modules below, relative to one layer, and run ``tests/models/test_families.py``
-with a tiny configuration of it. A family whose layout cannot be said in these terms is refused.
+with a tiny configuration of it. A family whose layout cannot be said in these terms is refused. A supernet runs
+its layers by ``pruning/layers.py``, which takes them as post-norm, with biases and one ungated FFN; others need a way
+there.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Layout:
     config_neurons: str = "intermediate_size"
     config_hidden: str = "hidden_size"
     config_layers: str = "num_hidden_layers"
+    config_activation: str = "hidden_act"
 
 
 _BERT = Layout(
@@ -57,6 +60,7 @@ _DISTILBERT = Layout(
     config_neurons="hidden_dim",
     config_hidden="dim",
     config_layers="n_layers",
+    config_activation="activation",
 )
 
 LAYOUTS: dict[str, Layout] = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}

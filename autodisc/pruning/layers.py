@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
-from autodisc.models.layouts import Block, blocks
+from autodisc.models.layouts import Block, blocks, layout_of
 
 # In training on a CPU the rows of a bf16 product are padded to a multiple of this: the library compiles a kernel for
 # every shape, and batches of one budget of tokens differ by a few rows (sst2: 26 shapes become 2).
@@ -46,9 +46,8 @@ def running(model: PreTrainedModel, forwards: Sequence[Forward]) -> Iterator[Pre
 
 
 def sliced_layers(model: PreTrainedModel) -> list[SlicedLayer]:
-    config = model.config
-    activation = config.activation if config.model_type == "distilbert" else config.hidden_act
-    return [SlicedLayer(block, ACT2FN[activation].forward) for block in blocks(model)]
+    activation = ACT2FN[getattr(model.config, layout_of(model.config).config_activation)]
+    return [SlicedLayer(block, activation.forward) for block in blocks(model)]
 
 
 class SlicedLayer:

@@ -64,7 +64,7 @@ def test_the_demos_study_runs_end_to_end_and_again_in_no_time(autodisc, home):
     line = (
         f"run {STUDIES / 'demo' / 'config.yaml'} --data data/mrpc --task mrpc --teacher models/encoder --out runs/demo"
         " --threads 1 --precision fp32 --set teacher.finetune.lr=0.003 --set teacher.finetune.epochs=6"
-        " --set search.margin=0 --set search.importance.examples=32 --json"
+        " --set search.margin=0 --set search.importance.rounds=1 --set search.importance.examples=32 --json"
     )
     ran = autodisc(line)
     assert ran.code == 0, ran.err
