@@ -30,7 +30,7 @@ ORDER = (
     "rehearsal",
     "api",
     "comparison",
-    "cli_options",
+    "commands",
     "cli",
 )
 DOORS = {
@@ -38,8 +38,8 @@ DOORS = {
     "optuna_dashboard": {"reporting"},
     "plotly": {"reporting"},
     "jinja2": {"reporting"},
-    "rich": {"reporting", "cli_options", "cli"},
-    "typer": {"cli_options", "cli"},
+    "rich": {"reporting", "commands", "cli"},
+    "typer": {"commands", "cli"},
     "accelerate": {"distillation"},
     "datasets": {"tasks"},
     "sklearn": {"tasks"},

@@ -85,6 +85,7 @@ def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
 def compute(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     """Compute one cell of a student, and record it."""
     settings = config.study(cell, teachers(out))
+    arrays: Arrays | None
     if cell.kind.startswith("search-"):
         values, arrays = _search(settings, study_folder(cell, out))
     elif cell.kind in ("autodisc", "pruned", "plain"):

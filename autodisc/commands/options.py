@@ -115,6 +115,7 @@ _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 
 OUTPUT = "Output"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, the last line.", rich_help_panel=OUTPUT)]
+Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results are kept.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and warnings.", rich_help_panel=OUTPUT)]
 ConfigFile = Annotated[

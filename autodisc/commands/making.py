@@ -1,0 +1,156 @@
+"""finetune, search, distill, baseline, run, demo: what makes a student. torch is imported after what needs none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autodisc.commands.options import (
+    DISTILLATION,
+    FINETUNING,
+    GRID,
+    LIMIT_TRAIN,
+    MODEL,
+    RUNTIME,
+    SEARCH,
+    STUDENT,
+    TASK,
+    TEACHER,
+    Out,
+    Request,
+    check_folder,
+    takes,
+)
+from autodisc.commands.output import example, finish, print_json, print_scores, with_teachers
+from autodisc.errors import ConfigError, StudyError
+
+DEMO = Path(__file__).parents[1] / "demo.yaml"
+
+app = typer.Typer()
+
+
+@app.command(
+    epilog=example(
+        "autodisc finetune --model google-bert/bert-base-uncased \\",
+        "  --task mrpc --data data/mrpc --out teachers/mrpc",
+    )
+)
+@takes(*MODEL, *TASK, *LIMIT_TRAIN, *FINETUNING, *RUNTIME)
+def finetune(request: Request, out: Out) -> None:
+    """Make a teacher: fine-tune a pretrained encoder on the task, and keep the best epoch on validation."""
+    config = request.config()
+    check_folder(out)
+    from autodisc import api
+
+    finish(request, api.finetune(config, out, progress=request.progress()), print_scores)
+
+
+@app.command(
+    epilog=example(
+        "autodisc search --teacher teachers/mrpc --task mrpc --data data/mrpc \\",
+        "  --student-sparsity 0.9 --out runs/mrpc",
+    )
+)
+@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME)
+def search(
+    request: Request,
+    out: Out,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict time, FLOPs, memory and disk; no study.")] = False,
+) -> None:
+    """Choose the teacher assistant in one study. The same command again goes on where it was stopped."""
+    config = request.config()
+    check_folder(out)
+    from autodisc import api
+    from autodisc.reporting.terminal import print_prediction, print_search
+
+    if dry_run:
+        return finish(request, api.predict_search(config, progress=request.progress()), print_prediction)
+    finish(request, api.search(config, out, progress=request.progress()), print_search)
+
+
+@app.command(epilog=example("autodisc distill --study runs/mrpc"))
+@takes(*LIMIT_TRAIN, *DISTILLATION, *RUNTIME, config_file=False)
+def distill(
+    request: Request,
+    study: Annotated[Path, typer.Option("--study", metavar="DIR", help="The --out of a finished search.")],
+) -> None:
+    """Distil teacher, assistant, student, with the study's own settings where no option says otherwise."""
+    from autodisc.config import CONFIG
+
+    if not (study / CONFIG).is_file():
+        raise StudyError(f"--study: {study} holds no search; run 'autodisc search --out {study}' first")
+    config = request.config(study / CONFIG)
+    from autodisc import api
+    from autodisc.reporting.terminal import print_distill
+
+    finish(request, api.distill(study, config=config, progress=request.progress()), print_distill)
+
+
+@app.command(
+    epilog=example(
+        "autodisc baseline --strategy direct --teacher teachers/mrpc --task mrpc \\",
+        "  --data data/mrpc --student-sparsity 0.9 --out runs/mrpc",
+    )
+)
+@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *GRID, *DISTILLATION, *RUNTIME)
+def baseline(
+    request: Request,
+    out: Out,
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", metavar="NAME", help="maxidisc (a student for every assistant) or direct (none)."),
+    ],
+) -> None:
+    """What the search is compared with, at the same budget: every assistant tried, or no assistant at all."""
+    from typing import get_args
+
+    from autodisc.config import Strategy
+
+    if strategy not in get_args(Strategy):
+        raise ConfigError(f"--strategy: got '{strategy}'; expected {' or '.join(get_args(Strategy))}")
+    config = request.config()
+    check_folder(out)
+    from autodisc import api
+    from autodisc.reporting.terminal import print_baseline
+
+    finish(request, api.baseline(config, strategy, out, progress=request.progress()), print_baseline)
+
+
+@app.command(epilog=example("autodisc run studies/demo/config.yaml --out runs/demo"))
+@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME, config_file=False)
+def run(
+    request: Request,
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A study's configuration.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Where the results are kept; runs/NAME unless given.")
+    ] = None,
+) -> None:
+    """All of a study: fine-tune where it says so, search, distil, run the baselines, write the report."""
+    _run(request, file, out)
+
+
+@app.command(epilog=example("autodisc demo"))
+@takes(*LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME, config_file=False)
+def demo(request: Request, out: Out = Path("runs/demo")) -> None:
+    """The whole job on an embedded task, without network: which library is this docstring sentence from?"""
+    _run(request, DEMO, out)
+
+
+def _run(request: Request, file: Path, out: Path | None) -> None:
+    config = request.config(file)
+    out = out or Path("runs") / config.name
+    check_folder(out)
+    from autodisc import api
+    from autodisc.reporting.report import write_report
+    from autodisc.reporting.terminal import print_summary
+
+    results = api.run(config, out, progress=request.progress())
+    page = out / "report.html"
+    summary = write_report(with_teachers([out]), page)
+    if request.json:
+        print_json({**results, "report": str(page)})
+        return
+    print_summary(summary)
+    print(f"\nreport: {page}")

@@ -1,0 +1,121 @@
+"""evaluate, report, compare, dashboard: what is known of what was made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autodisc.commands.options import (
+    MODEL,
+    RUNTIME,
+    TASK,
+    Debug,
+    Json,
+    Out,
+    Quiet,
+    Request,
+    check_folder,
+    check_inputs,
+    takes,
+)
+from autodisc.commands.output import example, finish, print_json, print_scores, with_teachers
+from autodisc.errors import StudyError
+
+app = typer.Typer()
+
+
+@app.command(epilog=example("autodisc evaluate --model teachers/mrpc --task mrpc --data data/mrpc"))
+@takes(*MODEL, *TASK, *RUNTIME)
+def evaluate(
+    request: Request,
+    split: Annotated[
+        str, typer.Option("--split", metavar="NAME", help="train, validation, test, or final: what stands in for test.")
+    ] = "validation",
+) -> None:
+    """Metrics of a model, a teacher's or a student's, on a split of its task, and the floor below them."""
+    config = request.config()
+    from autodisc import api
+
+    finish(request, api.evaluate(config, split, progress=request.progress()), print_scores)
+
+
+@app.command(epilog=example("autodisc report runs/mrpc --out runs/mrpc/report.html"))
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE.html", help="The page; a .md is written beside. First DIR/report.html."),
+    ] = None,
+    lam: Annotated[
+        float | None, typer.Option("--lam", metavar="λ", help="Rank the recorded trials again; nothing is run.")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """One HTML page that opens offline, a Markdown summary beside it, and the tables here."""
+    from autodisc.reporting.report import write_report
+    from autodisc.reporting.terminal import print_summary
+
+    out = out or folders[0] / "report.html"
+    summary = write_report(with_teachers(folders), out, lam=lam)
+    if json_:
+        import dataclasses
+
+        print_json({"report": str(out), **dataclasses.asdict(summary)})
+    else:
+        if not quiet:
+            print_summary(summary)
+        print(f"report: {out}")
+
+
+@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --jobs 2"))
+def compare(
+    file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks, seeds, students and strategies.")],
+    out: Out,
+    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes, a cell each.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Of what is there; nothing is run.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Does the choice pay? Strategies by seeds and tasks, with intervals; the same command again goes on."""
+    from autodisc.comparison.config import read_comparison
+    from autodisc.comparison.summary import report as write
+    from autodisc.reporting.terminal import terminal_progress
+
+    config = read_comparison(file)
+    check_folder(out)
+    if not report_only:
+        for study in config.studies():
+            check_inputs(study)
+        from autodisc.comparison.running import run as compute
+
+        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet))
+    result = write(config, out)
+    if json_:
+        print_json(result)
+    else:
+        print("\n".join([*([] if quiet else result["verdicts"]), f"report: {result['report']}"]))
+    if result["failed"]:
+        raise typer.Exit(1)
+
+
+@app.command(epilog=example("autodisc dashboard runs/mrpc --port 8080"))
+def dashboard(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a search.")],
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; it has no password.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
+    debug: Debug = False,
+) -> None:
+    """Open the study in optuna-dashboard, until Ctrl-C."""
+    from autodisc.config import CONFIG, JOURNAL, read_config
+    from autodisc.reporting.dashboard import serve
+
+    if not (folder / CONFIG).is_file():
+        raise StudyError(f"{folder}: holds no study; expected the --out of a search")
+    print(f"http://{host}:{port}/dashboard (Ctrl-C ends it)", file=sys.stderr)
+    serve(read_config(folder / CONFIG).search.storage or str(folder / JOURNAL), host=host, port=port)
