@@ -146,11 +146,10 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
             start = _supernet_saved(space, study).extract(chain[0])
         else:
             start = space.workshop.cut(space.teacher, space.ranking(), chain[0])
-        assistant, student = distill_sandwich(
-            space.teacher, start, space.ranking(), chain, config.distillation, space.workshop
-        )
+        made = distill_sandwich(space.teacher, start, space.ranking(), chain, config.distillation, space.workshop)
         number = 1 + sum(1 for _ in study.glob("distilled-*"))
-        result = _distilled_result(space, assistant, student, study / f"distilled-{number}")
+        result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
+        result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
         space.record(study, "distill", "autodisc", result)
         return {**result, "cost": space.ledger.as_dict()}
 

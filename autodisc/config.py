@@ -173,6 +173,13 @@ class DistillationConfig(Section):
     hidden_depths: int = Field(7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper.")
     train_embeddings: bool = False
     sandwich_size: int = Field(3, ge=1, description="Candidates a step; 1 is plain distillation.")
+    assistants: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="A chain of so many: the chosen one, then others at equal ratios of scale down to the student. The"
+        " schedule's steps stay what they are with one, shared out evenly.",
+    )
 
 
 class BaselineConfig(Section):

@@ -95,6 +95,7 @@ DISTILLATION = _panel(
     ("--batch-size", "distillation.batch_size", "N", "Examples a step, on average."),
     ("--lr", "distillation.lr", "RATE", "Largest learning rate."),
     ("--sandwich-size", "distillation.sandwich_size", "N", "Candidates a step; 1 is plain distillation."),
+    ("--assistants", "distillation.assistants", "N", "A chain of so many on the way to the student."),
 )
 FINETUNING = _panel(
     "Training",

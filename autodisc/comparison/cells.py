@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from autodisc.config import flatten
-from autodisc.errors import StudyError
+from autodisc.config import flatten, make_config
+from autodisc.errors import ConfigError, StudyError
 from autodisc.reporting.records import plain, write_once
 
 SCHEMA = 1
@@ -102,8 +102,17 @@ class Recorded:
 
     @property
     def spent(self) -> Spent:
-        stages = [cost for name, cost in self.values["cost"]["stages"].items() if name not in NOT_COUNTED]
-        return Spent(sum(cost["seconds"] for cost in stages), sum(cost["flops"] for cost in stages))
+        return sum((self.stage(name) for name in self.values["cost"]["stages"] if name not in NOT_COUNTED), Spent())
+
+    def stage(self, name: str) -> Spent:
+        """What one stage took; nothing where there was none."""
+        cost = self.values["cost"]["stages"].get(name, {"seconds": 0.0, "flops": 0.0})
+        return Spent(cost["seconds"], cost["flops"])
+
+    @property
+    def predicted(self) -> bool:
+        """Whether predictions are kept: a search's were not always."""
+        return self.path.with_suffix(".npz").exists()
 
     @cached_property
     def predictions(self) -> np.ndarray:
@@ -171,7 +180,11 @@ def read_cell(out: Path, cell: Cell, settings: dict[str, Any]) -> Recorded | Non
         free = (*FREE, *OF_SEARCHES, *OF_STUDENTS)
     elif cell.kind == "direct" or cell.kind.startswith("assistant-"):
         free = (*FREE, *OF_SEARCHES)
-    before, now = flatten(values["config"]), flatten(plain(settings))
+    try:  # settings that came later have their defaults
+        written = make_config(values["config"]).model_dump(mode="json")
+    except ConfigError:
+        written = values["config"]
+    before, now = flatten(written), flatten(plain(settings))
     changed = [
         f"{key}: {before.get(key)} -> {now.get(key)}"
         for key in sorted(before.keys() | now.keys())

@@ -32,6 +32,7 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what each strategy is read off; *: the 
     "autodisc": ("search-recovered", "autodisc"),
     "pruned": ("search-pruned", "pruned"),
     "plain": ("search-recovered", "plain"),
+    "chain": ("search-recovered", "chain"),
     "released": ("released",),
     "maxidisc": ("*",),
     "maxidisc-tpe": ("*",),
@@ -163,6 +164,8 @@ class ComparisonConfig(Section):
         distillation = self.distillation.model_dump()
         if cell.kind == "plain":
             distillation["sandwich_size"] = 1
+        if cell.kind == "chain":
+            distillation["assistants"] = 2
         values = {
             "name": self.name,
             "task": entry.task.model_dump(),

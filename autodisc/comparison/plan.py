@@ -8,7 +8,10 @@ from pathlib import Path
 from autodisc.comparison.cells import SHARED, Cell, Recorded, assistant, read_all
 from autodisc.comparison.config import NEEDS, ComparisonConfig
 
-CHAINS = {"search-recovered": ("autodisc", "plain"), "search-pruned": ("pruned",)}  # what needs a search's weights
+CHAINS = {
+    "search-recovered": ("autodisc", "plain", "chain"),
+    "search-pruned": ("pruned",),
+}  # what needs a search's weights
 
 
 def kinds(config: ComparisonConfig, grid: Iterable[float]) -> list[str]:

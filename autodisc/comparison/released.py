@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autodisc.comparison.cells import Spent
 from autodisc.distillation.sandwich import Sandwich
-from autodisc.distillation.schedule import Distilled, distill_student, training_settings
+from autodisc.distillation.schedule import STUDENT_PHASE, Distilled, Phase, distill_from, training_settings
 from autodisc.distillation.training import steps_for, train
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.baselines import chain_from
@@ -72,5 +72,6 @@ def distill_released(space: Workspace) -> Released:
     total = workshop.ledger.total
     chain = chain_from(space.candidates, assistant.candidate.sparsity, space.student)[1:]
     every = config.model_copy(update={"sandwich_size": len(chain)})
-    student = distill_student(assistant, ranking, chain, every, workshop)
+    phase = Phase(STUDENT_PHASE, space.student, tuple(chain))
+    student = distill_from(assistant, ranking, phase, every, workshop)
     return Released(assistant, student, Spent(total.seconds, total.flops))

@@ -9,6 +9,7 @@ import numpy as np
 
 from autodisc.comparison.cells import Spent, assistant
 from autodisc.comparison.config import ComparisonConfig
+from autodisc.comparison.parts import SHARES, on_a_part
 from autodisc.comparison.strategies import NOTHING, RULE, Group, View, results
 from autodisc.reporting import objectives
 from autodisc.reporting.comparison import FrontierLine, TruthLine
@@ -79,7 +80,8 @@ def frontier_of(
     fidelity: Sequence[Assessment],
     views: Mapping[str, Mapping[int, View]],
 ) -> tuple[FrontierLine, ...]:
-    """Each search by the study's own tradeoff, the rules that need none, and the exhaustive searches."""
+    """Each search by the study's own tradeoff, on a part of validation too, the rules that need none, and the
+    exhaustive searches."""
     whole = views.get("maxidisc")
     if not whole:
         return ()
@@ -101,6 +103,17 @@ def frontier_of(
         elif line.regret is not None and line.objective in rules:
             add(line.objective, dict.fromkeys(whole, NOTHING), line.regret, line.intervals["regret"])
     by_seed = {group.seed: group for group in groups}
+    for share in SHARES:
+        rng = np.random.default_rng(0)
+        parts = {
+            seed: part
+            for seed in whole
+            if (part := on_a_part(config, by_seed[seed], truth_of(by_seed[seed]), share, rng)) is not None
+        }
+        if parts:
+            regret = sum(part.regret for part in parts.values()) / len(parts)
+            spent = {seed: part.spent for seed, part in parts.items()}
+            add(f"recovered, {share:.0%} of validation", spent, regret, None)
     for name in ("maxidisc", "maxidisc-tpe"):
         if found := views.get(name):
             kinds = {seed: view.students[0][0] for seed, view in found.items()}

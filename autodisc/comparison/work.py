@@ -2,7 +2,8 @@
 
     shared               the ranking, and the teacher's outputs on train: paid for once by whoever uses them
     search-NAME          a study; beside its result each candidate's loss to the teacher, on validation
-    autodisc, pruned     the fixed schedule through what that study chose; plain: the same with a sandwich of one
+    autodisc, pruned     the fixed schedule through what that study chose; plain: the same with a sandwich of one,
+                         chain: with a second assistant, at the same steps
     assistant-S          the fixed schedule through the assistant of sparsity S: a trial of maxidisc
     direct               no assistant, at a mean trial's compute
     released             the authors' algorithm (``released``)
@@ -88,7 +89,7 @@ def compute(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     arrays: Arrays | None
     if cell.kind.startswith("search-"):
         values, arrays = _search(settings, study_folder(cell, out))
-    elif cell.kind in ("autodisc", "pruned", "plain"):
+    elif cell.kind in ("autodisc", "pruned", "plain", "chain"):
         name = "search-pruned" if cell.kind == "pruned" else "search-recovered"
         values, arrays = _distil(config, cell, Cell(cell.task, cell.seed, cell.student, name), out)
     else:

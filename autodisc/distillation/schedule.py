@@ -2,7 +2,7 @@
 
 Schedule: teacher -> assistant -> student, in two sandwich phases of the same number of passes. Phase 1 trains
 the assistant with the student and the candidates between inside it; phase 2 takes the assistant as teacher and
-as the student's initialisation.
+as the student's initialisation. A chain of assistants has a phase for each, and shares out the same steps.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from autodisc.distillation.training import TrainingSettings, TrainingState, step
 from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
-from autodisc.pruning.candidates import Candidate, Ranking
+from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
@@ -31,6 +31,7 @@ from autodisc.tasks.data import Split, Task
 from autodisc.tasks.metrics import decode
 
 VALIDATION = "validation"
+ASSISTANT_PHASE, STUDENT_PHASE = "teacher to assistant", "assistant to student"
 Curves = dict[str, list[dict[str, float | int | None]]]
 
 
@@ -85,6 +86,24 @@ class Distilled:
     model: PreTrainedModel
     candidate: Candidate
     metric: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One sandwich of the schedule: the target's best weights are kept; ``candidates`` hold it, the largest first."""
+
+    stage: str
+    target: Candidate
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What the fixed distillation ends with; ``between`` holds the further assistants of a chain."""
+
+    assistant: Distilled
+    student: Distilled
+    between: tuple[Distilled, ...] = ()
 
 
 def recover(
@@ -150,65 +169,86 @@ def distill_sandwich(
     candidates: Sequence[Candidate],
     config: DistillationConfig,
     workshop: Workshop,
-) -> tuple[Distilled, Distilled]:
-    """The fixed schedule: (assistant, student), both trained and cut out.
+) -> Schedule:
+    """The fixed schedule: assistant and student, trained and cut out.
 
     ``assistant`` is the untrained cut; ``candidates`` are the assistant's, those between, and the student's, the
     largest first.
     """
-    steps = steps_for(workshop.task.train, config.batch_size, config.epochs)
+    first, *others = phases(ranking, candidates, config.assistants)
     with workshop.teacher(teacher, config) as outputs:
-        trained = distill_phase(
-            assistant,
-            outputs,
-            ranking,
-            candidates,
-            target=candidates[0],
-            stage="teacher to assistant",
-            steps=steps,
-            config=config,
-            workshop=workshop,
-        )
-    return trained, distill_student(trained, ranking, candidates[1:], config, workshop)
+        chain = [_distil(assistant, outputs, ranking, first, config, workshop)]
+    for phase in others:
+        chain.append(distill_from(chain[-1], ranking, phase, config, workshop))
+    return Schedule(chain[0], chain[-1], tuple(chain[1:-1]))
 
 
-def distill_student(
-    assistant: Distilled,
-    ranking: Ranking,
-    candidates: Sequence[Candidate],
-    config: DistillationConfig,
-    workshop: Workshop,
+def distill_from(
+    assistant: Distilled, ranking: Ranking, phase: Phase, config: DistillationConfig, workshop: Workshop
 ) -> Distilled:
-    """Phase 2: the last of ``candidates``, which lie below the trained ``assistant``, from its weights and outputs."""
+    """A later phase of the schedule, from the weights and outputs of a trained ``assistant``."""
     workshop.cache.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
         workshop.teacher(assistant.model, config, Path(folder)) as outputs,
     ):
-        return distill_phase(
-            assistant.model,
-            outputs,
-            ranking,
-            candidates,
-            target=candidates[-1],
-            stage="assistant to student",
-            steps=steps_for(workshop.task.train, config.batch_size, config.epochs),
-            config=config,
-            workshop=workshop,
-        )
+        return _distil(assistant.model, outputs, ranking, phase, config, workshop)
 
 
-def passes_by_scale(candidates: Sequence[Candidate], size: int) -> float:
-    """What one step of both phases costs, in steps of the full model: a candidate costs its scale."""
+def _distil(
+    start: PreTrainedModel,
+    teacher: TeacherCache,
+    ranking: Ranking,
+    phase: Phase,
+    config: DistillationConfig,
+    workshop: Workshop,
+) -> Distilled:
+    """One phase at its share of the schedule's steps: ``epochs`` for each of two phases."""
+    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
+    return distill_phase(
+        start,
+        teacher,
+        ranking,
+        phase.candidates,
+        target=phase.target,
+        stage=phase.stage,
+        steps=max(1, round(steps / (config.assistants + 1))),
+        config=config,
+        workshop=workshop,
+    )
 
-    def phase(always: list[Candidate], others: Sequence[Candidate]) -> float:
+
+def phases(ranking: Ranking, candidates: Sequence[Candidate], assistants: int) -> list[Phase]:
+    """The schedule's phases: ``candidates`` from the chosen assistant's down to the student's, the largest first.
+
+    Further assistants stand at equal ratios of scale between these two, on the grid or not.
+    """
+    first, last = candidates[0], candidates[-1]
+    ratio = (last.scale / first.scale) ** (1 / assistants)
+    between = [candidate(ranking, 1 - first.scale * ratio**number) for number in range(1, assistants)]
+    nested = sorted({c.sparsity: c for c in (*between, *candidates)}.values(), key=lambda c: c.sparsity)
+    found = [
+        Phase(stage, target, tuple(c for c in nested if c.sparsity >= target.sparsity))
+        for stage, target in zip(_stages(assistants), (first, *between), strict=True)
+    ]
+    return [*found, Phase(STUDENT_PHASE, last, found[-1].candidates[1:])]
+
+
+def _stages(assistants: int) -> list[str]:
+    return [ASSISTANT_PHASE, *(f"assistant to assistant {number}" for number in range(2, assistants + 1))]
+
+
+def passes_by_scale(phases: Sequence[Phase], size: int) -> float:
+    """What one step of two phases costs, in steps of the full model: a candidate costs its scale."""
+
+    def step(always: list[Candidate], others: Sequence[Candidate]) -> float:
         always = list(dict.fromkeys(always))[:size]
         rest = [c.scale for c in others if c not in always]
         extra = min(size - len(always), len(rest))
         return sum(c.scale for c in always) + (extra * sum(rest) / len(rest) if rest else 0.0)
 
-    last = candidates[-1]
-    return phase([candidates[0], last], candidates) + phase([last], candidates[1:])
+    costs = [step([phase.target, phase.candidates[-1]], phase.candidates) for phase in phases]
+    return 2 * sum(costs) / len(costs)
 
 
 def training_settings(config: DistillationConfig, *, steps: int, lr: float) -> TrainingSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -14,6 +15,8 @@ from autodisc.reporting import units
 from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
 from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
 from autodisc.reporting.report import Part, Picture, page, replace_all, text
+
+PLOT, LETTER, LINE, BESIDE = (640, 300), 7, 16, 12  # pixels: of the plot, a letter, a line of text, a label's distance
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,10 @@ def difference_data(section: Section) -> tuple[Mark, ...]:
 
 def frontier_figure(marks: Sequence[Mark]) -> go.Figure:
     figure = empty_figure("search cost, share of maxidisc's FLOPs", "regret, test")
-    for number, mark in enumerate(_together(marks)):
-        _add(figure, mark, RED if mark.best else GREY, "circle" if mark.best else "circle-open", number)
+    marks = _together(marks)
+    for mark in marks:
+        _add(figure, mark, RED if mark.best else GREY, "circle" if mark.best else "circle-open")
+    _label(figure, marks, [mark.x for mark in marks])
     best = [mark for mark in marks if mark.best]
     figure.add_scatter(
         x=[mark.x for mark in best],
@@ -131,8 +136,10 @@ def frontier_figure(marks: Sequence[Mark]) -> go.Figure:
 
 def cost_figure(marks: Sequence[Mark], teacher: float | None) -> go.Figure:
     figure = empty_figure("whole cost, share of maxidisc's FLOPs (log)", "student's metric, test")
-    for number, mark in enumerate(_together(marks)):
-        _add(figure, mark, BLUE if mark.best else ORANGE, "star" if mark.best else "circle", number)
+    marks = _together(marks)
+    for mark in marks:
+        _add(figure, mark, BLUE if mark.best else ORANGE, "star" if mark.best else "circle")
+    _label(figure, marks, [math.log10(mark.x) for mark in marks])  # where an annotation stands on a log axis
     if teacher is not None:
         line = {"color": GREY, "dash": "dash", "width": 1.5}
         figure.add_hline(y=teacher, line=line, annotation={"text": f"teacher {teacher:.3f}"})
@@ -193,16 +200,50 @@ def _together(marks: Sequence[Mark]) -> list[Mark]:
     ]
 
 
-def _add(figure: go.Figure, mark: Mark, color: str, symbol: str, number: int) -> None:
-    """Labels of neighbours stand above and below by turns; near the right end to the left of their mark."""
-    side = "left" if mark.x > 0.8 else "right"
+def label_places(marks: Sequence[Mark], xs: Sequence[float]) -> list[tuple[bool, int]]:
+    """Where each mark's label stands so that none covers another: on its left or right, and how many pixels above it.
+
+    ``xs`` are the marks' places along the axis. The plot is taken as ``PLOT`` pixels, a label as wide as its text.
+    """
+    ys = [end for mark in marks for end in (mark.y, mark.low, mark.high) if end is not None and math.isfinite(end)]
+    spans = [max(values) - min(values) or 1.0 for values in (xs, ys)]
+    taken: list[tuple[float, float, float]] = []  # left, right, height
+    places = []
+    for mark, x in zip(marks, xs, strict=True):
+        across, up = (x - min(xs)) / spans[0] * PLOT[0], (mark.y - min(ys)) / spans[1] * PLOT[1]
+        width = LETTER * len(mark.label) + 2 * BESIDE
+        right = across + width < PLOT[0] * 1.05
+        left = across if right else across - width
+        for shift in sorted(range(-PLOT[1], PLOT[1] + 1, LINE // 2), key=abs):
+            height = up + shift
+            if not any(left < end and start < left + width and abs(height - h) < LINE for start, end, h in taken):
+                break
+        taken.append((left, left + width, height))
+        places.append((right, shift))
+    return places
+
+
+def _label(figure: go.Figure, marks: Sequence[Mark], xs: Sequence[float]) -> None:
+    for mark, x, (right, shift) in zip(marks, xs, label_places(marks, xs), strict=True):
+        figure.add_annotation(
+            x=x,
+            y=mark.y,
+            text=escape(mark.label),
+            ax=BESIDE if right else -BESIDE,
+            ay=-shift,
+            xanchor="left" if right else "right",
+            arrowhead=0,
+            arrowwidth=0.8,
+            arrowcolor=GREY,
+        )
+
+
+def _add(figure: go.Figure, mark: Mark, color: str, symbol: str) -> None:
     figure.add_scatter(
         x=[mark.x],
         y=[mark.y],
         error_y=_bars([(mark.y, mark)]),
-        mode="markers+text",
-        text=[f" {escape(mark.label)}"],
-        textposition=f"{('top', 'bottom')[number % 2]} {side}",
+        mode="markers",
         cliponaxis=False,
         marker={"size": 11, "color": color, "symbol": symbol},
         hovertemplate=f"{escape(mark.label)}: %{{y:.3f}} for %{{x:.1%}}<extra></extra>",

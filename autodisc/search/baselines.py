@@ -15,7 +15,15 @@ from optuna.trial import TrialState
 from transformers import PreTrainedModel
 
 from autodisc.config import DistillationConfig
-from autodisc.distillation.schedule import Distilled, Workshop, distill_phase, distill_sandwich, passes_by_scale
+from autodisc.distillation.schedule import (
+    ASSISTANT_PHASE,
+    Distilled,
+    Workshop,
+    distill_phase,
+    distill_sandwich,
+    passes_by_scale,
+    phases,
+)
 from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
 from autodisc.pruning.candidates import Candidate, Ranking
@@ -23,8 +31,6 @@ from autodisc.pruning.supernet import extract
 from autodisc.search.storage import ask, completed, enqueue_missing, tell
 from autodisc.search.workers import Sendable, processes, spread
 from autodisc.tasks.batches import batches
-
-FIRST_PHASE = "teacher to assistant"  # whose order of rows the cache is filled in
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,9 @@ class MultiTrial(Sendable):
         before = workshop.ledger.total
         chain = chain_from(self.candidates, sparsity, self.student)
         start = extract(self.teacher, self.ranking, chain[0])
-        assistant, student = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
+        made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
         after = workshop.ledger.total
-        return Pair(assistant, student, after.seconds - before.seconds, after.flops - before.flops)
+        return Pair(made.assistant, made.student, after.seconds - before.seconds, after.flops - before.flops)
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def fill_cache(work: MultiTrial, workshop: Workshop) -> None:
     """The teacher's outputs for every row, in the batches of a trial's first pass: else each process would make them,
     and charge for them."""
     config, task = work.config, workshop.task
-    order = workshop.runtime.generator(FIRST_PHASE, "order")
+    order = workshop.runtime.generator(ASSISTANT_PHASE, "order")
     with workshop.teacher(work.teacher, config) as outputs:
         for batch in batches(task.train, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=order):
             for part in batch.split(config.accumulation):
@@ -138,7 +144,8 @@ def distill_direct(
     workshop: Workshop,
 ) -> Distilled:
     """Plain distillation, teacher to student, for as many steps as a mean maxidisc trial's compute pays for."""
-    passes = [passes_by_scale(chain_from(candidates, s, student), config.sandwich_size) for s in candidates]
+    chains = [phases(ranking, chain_from(candidates, s, student), config.assistants) for s in candidates]
+    passes = [passes_by_scale(chain, config.sandwich_size) for chain in chains]
     ratio = sum(passes) / len(passes) / student.scale
     steps = round(steps_for(workshop.task.train, config.batch_size, config.epochs) * ratio)
     start = extract(teacher, ranking, student)

@@ -17,7 +17,14 @@ from autodisc.comparison.running import run
 from autodisc.comparison.summary import report, summarize
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import save_model
-from autodisc.reporting.comparison_report import cost_data, difference_data, frontier_data
+from autodisc.reporting.comparison_report import (
+    PLOT,
+    Mark,
+    cost_data,
+    difference_data,
+    frontier_data,
+    label_places,
+)
 
 
 def section(config, out):
@@ -168,3 +175,17 @@ def test_other_metrics_and_a_teacher_that_is_made_go_all_the_way(
     before = (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns
     assert run(config, tmp_path) == 0
     assert (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns == before
+
+
+def test_labels_of_a_figure_do_not_cover_one_another():
+    marks = [Mark(f"strategy number {i}", 0.01 * (i % 3), 0.001 * (i % 5)) for i in range(12)] + [Mark("far", 1.0, 0.0)]
+    places = label_places(marks, [mark.x for mark in marks])
+    boxes = []
+    for mark, (right, shift) in zip(marks, places, strict=True):
+        across, up = mark.x * PLOT[0], mark.y / 0.004 * PLOT[1] + shift
+        width = 7 * len(mark.label)
+        boxes.append((across if right else across - width, across + width if right else across, up))
+    for one, (left, right, up) in enumerate(boxes):
+        for other_left, other_right, other_up in boxes[one + 1 :]:
+            assert right <= other_left or other_right <= left or abs(up - other_up) >= 16
+    assert [right for right, _ in places] == [True] * 12 + [False]

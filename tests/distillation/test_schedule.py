@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,14 @@ from transformers import get_linear_schedule_with_warmup
 from autodisc.config import DistillationConfig, FinetuneConfig, RecoveryConfig
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.sandwich import Sandwich
-from autodisc.distillation.schedule import distill_phase, distill_sandwich, passes_by_scale, recover, recovery_steps
+from autodisc.distillation.schedule import (
+    distill_phase,
+    distill_sandwich,
+    passes_by_scale,
+    phases,
+    recover,
+    recovery_steps,
+)
 from autodisc.models.layouts import LAYOUTS, embeddings
 from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.supernet import Supernet, extract
@@ -155,12 +163,12 @@ def test_the_fixed_schedule_gives_the_same_bits_for_the_same_seed(tiny, random_r
         start = extract(teacher, ranking, chain[0])
         runs.append(distill_sandwich(teacher, start, ranking, chain, CONFIG, make_workshop(seed=seed)))
         assert same_weights(start, extract(teacher, ranking, chain[0]))
-    for first, again, other in zip(*runs, strict=True):
+    for first, again, other in zip(*((run.assistant, run.student) for run in runs), strict=True):
         assert same_weights(first.model, again.model)
         assert first.metric == again.metric
         assert not same_weights(first.model, other.model)
-    assistant, student = runs[0]
-    assert (assistant.candidate, student.candidate) == (chain[0], chain[-1])
+    assert (runs[0].assistant.candidate, runs[0].student.candidate) == (chain[0], chain[-1])
+    assert runs[0].between == ()
 
 
 def test_a_cut_out_model_has_the_metric_that_chose_it(tiny, random_ranking, make_workshop):
@@ -168,7 +176,9 @@ def test_a_cut_out_model_has_the_metric_that_chose_it(tiny, random_ranking, make
     ranking = random_ranking(teacher)
     chain = list(nested_candidates(ranking, SPARSITIES).values())
     workshop = make_workshop()
-    for distilled in distill_sandwich(teacher, extract(teacher, ranking, chain[0]), ranking, chain, CONFIG, workshop):
+    config = CONFIG.model_copy(update={"assistants": 2})
+    made = distill_sandwich(teacher, extract(teacher, ranking, chain[0]), ranking, chain, config, workshop)
+    for distilled in (made.assistant, *made.between, made.student):
         assert workshop.metric(distilled.model, distilled.candidate) == distilled.metric
 
 
@@ -253,12 +263,44 @@ def test_recovery_takes_a_fraction_of_the_distillations_own_steps(make_task):
 
 def test_passes_by_scale_add_up_both_phases(random_ranking, tiny):
     chain = list(nested_candidates(random_ranking(tiny()), (0.2, 0.4, 0.6, 0.9)).values())
+    own = phases(random_ranking(tiny()), chain, 1)
     # Scales .8 .6 .4 .1; a third candidate is .6 or .4, so .5 on average; in phase 2 two of .6 and .4 join .1.
-    assert passes_by_scale(chain, 3) == pytest.approx((0.8 + 0.1 + 0.5) + (0.1 + 0.6 + 0.4))
-    assert passes_by_scale(chain, 2) == pytest.approx((0.8 + 0.1) + (0.1 + 0.5))
-    assert passes_by_scale(chain, 1) == pytest.approx(0.8 + 0.1)
-    assert passes_by_scale(chain, 9) == pytest.approx((0.8 + 0.1 + 0.6 + 0.4) + (0.1 + 0.6 + 0.4))
-    assert passes_by_scale([chain[0], chain[-1]], 3) == pytest.approx(0.8 + 0.1 + 0.1)
+    assert passes_by_scale(own, 3) == pytest.approx((0.8 + 0.1 + 0.5) + (0.1 + 0.6 + 0.4))
+    assert passes_by_scale(own, 2) == pytest.approx((0.8 + 0.1) + (0.1 + 0.5))
+    assert passes_by_scale(own, 1) == pytest.approx(0.8 + 0.1)
+    assert passes_by_scale(own, 9) == pytest.approx((0.8 + 0.1 + 0.6 + 0.4) + (0.1 + 0.6 + 0.4))
+    bare = phases(random_ranking(tiny()), [chain[0], chain[-1]], 1)
+    assert passes_by_scale(bare, 3) == pytest.approx(0.8 + 0.1 + 0.1)
+    longer = phases(random_ranking(tiny()), [chain[0], chain[-1]], 2)  # .8, √(.8·.1), .1 in three phases
+    assert passes_by_scale(longer, 1) == pytest.approx(2 / 3 * (0.8 + math.sqrt(0.08) + 0.1))
+
+
+def test_a_chain_of_assistants_descends_by_equal_ratios_at_the_same_number_of_steps(
+    tiny, random_ranking, make_workshop
+):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, (0.2, 0.6, 0.95)).values())
+    found = phases(ranking, chain, 3)
+    scales = [phase.target.scale for phase in found]
+    assert scales == pytest.approx([0.8, 0.8 * (1 / 16) ** (1 / 3), 0.8 * (1 / 16) ** (2 / 3), 0.05])
+    for phase, after in itertools.pairwise(found):
+        assert phase.target == phase.candidates[0]
+        assert phase.candidates[-1] == chain[-1]
+        assert set(after.candidates) < set(phase.candidates)
+        assert all(below.fits_in(above) for above, below in itertools.pairwise(phase.candidates))
+    assert chain[1] in found[0].candidates
+
+    start = extract(teacher, ranking, chain[0])
+    taken = []
+    for assistants in (1, 2):
+        workshop = make_workshop()
+        config = CONFIG.model_copy(update={"assistants": assistants, "epochs": 3})
+        made = distill_sandwich(teacher, start, ranking, chain, config, workshop)
+        assert len(made.between) == assistants - 1
+        taken.append(sum(curve[-1]["step"] for curve in workshop.curves.values()))
+        assert list(workshop.curves)[-1] == "assistant to student"
+    assert taken[0] == taken[1]
 
 
 def test_fine_tuning_learns_a_task_that_can_be_learnt(tiny, make_task, make_workshop):

@@ -56,11 +56,11 @@ def test_a_maxidisc_trial_is_the_fixed_distillation_from_the_same_start(
     chain = chain_from(one, 0.7, candidate(ranking, 0.9))
     start = extract(teacher, ranking, chain[0])
     expected = distill_sandwich(teacher, start, ranking, chain, CONFIG, make_workshop(seed=3))
-    assert same_weights(assistant.model, expected[0].model)
-    assert same_weights(student.model, expected[1].model)
+    assert same_weights(assistant.model, expected.assistant.model)
+    assert same_weights(student.model, expected.student.model)
     assert (result["best"]["assistant_metric"], result["best"]["student_metric"]) == (
-        expected[0].metric,
-        expected[1].metric,
+        expected.assistant.metric,
+        expected.student.metric,
     )
 
 
@@ -141,8 +141,8 @@ def test_a_tie_between_students_goes_to_the_sparser_assistant_whose_pair_is_kept
     bench, maxidisc, candidates, monkeypatch
 ):
     def tied(*others):
-        assistant, student = distill_sandwich(*others)
-        return assistant, type(student)(student.model, student.candidate, 0.5)
+        made = distill_sandwich(*others)
+        return replace(made, student=replace(made.student, metric=0.5))
 
     monkeypatch.setattr(baselines, "distill_sandwich", tied)
     kept, result, _ = maxidisc(bench.open(), candidates)

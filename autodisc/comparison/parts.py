@@ -1,0 +1,58 @@
+"""What the study would have chosen on a part of validation, from its candidates' recorded predictions.
+
+A part is drawn without replacement, the same rows for every candidate, ``DRAWS`` times; metric, floor and standard
+error are the part's own, so that fewer candidates leave the floor there. Recovery costs what it did, trials their part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from autodisc.comparison.cells import Recorded, Spent
+from autodisc.comparison.config import ComparisonConfig
+from autodisc.comparison.strategies import Group
+from autodisc.reporting.fidelity import DIRECT, Truth
+from autodisc.search.tradeoff import Score, best
+from autodisc.tasks.metrics import METRICS
+
+SHARES = (0.1, 0.3)
+DRAWS = 40
+SEARCH, TRIALS = "search-recovered", "trials"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One seed's search with a share of validation: the mean regret over draws, and what it would have paid."""
+
+    regret: float
+    spent: Spent
+
+
+def on_a_part(
+    config: ComparisonConfig, group: Group, truth: Truth, share: float, rng: np.random.Generator
+) -> Part | None:
+    """None where the search or its predictions are not there, or nothing says what no assistant would lead to."""
+    cell = group.cells.get(SEARCH)
+    if cell is None or not cell.predicted or len(cell.predictions) != len(group.grid):
+        return None
+    students = dict(zip(truth.results.names, truth.results.metrics, strict=True))
+    regrets = []
+    for _ in range(DRAWS):
+        rows = rng.choice(len(cell.labels), size=max(1, round(share * len(cell.labels))), replace=False)
+        chosen = best(_scores(cell, group, rows), config.search.lam, config.search.margin)
+        name = DIRECT if chosen is None else f"{group.grid[chosen]:g}"
+        if name not in students:
+            return None
+        regrets.append(max(truth.students) - students[name])
+    return Part(float(np.mean(regrets)), cell.spent + cell.stage(TRIALS) * (share - 1))
+
+
+def _scores(cell: Recorded, group: Group, rows: np.ndarray) -> list[Score]:
+    metric, labels = METRICS[cell.values["data"]["metric"]], cell.labels[rows]
+    floor = metric.floor(labels)
+    return [
+        Score(sparsity, metric.score(own, labels), floor, metric.standard_error(own, labels, group.seed))
+        for sparsity, own in zip(group.grid, cell.predictions[:, rows], strict=True)
+    ]
