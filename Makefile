@@ -1,16 +1,20 @@
-# make demo: from nothing to a report. make test: the whole suite. Both set up .venv first, once.
+# make demo: from nothing to a report. make test: the suite. Both set up .venv first, once.
+# make test-all: the slow tests too, which install other environments; minutes more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test style bench clean
+.PHONY: demo test test-all style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
 
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: $(VENV)/.test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .

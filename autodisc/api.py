@@ -6,6 +6,7 @@ let a study choose the assistant, distil teacher -> assistant -> student.
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,8 @@ from autodisc.config import (
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
 from autodisc.errors import StudyError
+from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, scorer, storage_of
 from autodisc.models.checkpoints import load, save_model
-from autodisc.models.inference import forward_macs, predict
-from autodisc.models.layouts import encoder_parameters
 from autodisc.progress import Progress
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting import dashboard
@@ -35,10 +35,9 @@ from autodisc.reporting.records import latest, read_records
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
 from autodisc.search.evaluation import Opened
-from autodisc.search.scorers import Cuts, Slices
+from autodisc.search.scorers import Slices
 from autodisc.search.storage import open_study
-from autodisc.tasks.data import Split
-from autodisc.tasks.metrics import decode
+from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.workspace import (
     Workspace,
     disk_errors,
@@ -46,12 +45,13 @@ from autodisc.workspace import (
     read_ranking,
     resume_ledger,
     save_ledger,
+    size,
     write_ranking,
 )
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
-LEDGER, SUPERNET, RANKING, CONFIG_JSON = "ledger.json", "supernet", "ranking.json", "config.json"
+LEDGER = "ledger.json"
 # Settings that may change between calls.
 FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs")
 FREE_IN_BASELINE = (
@@ -75,7 +75,7 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
         space = open_workspace(config, progress=progress, finetune=True)
         finetune_classifier(space.teacher, settings, space.workshop)
         save_model(space.teacher, space.tokenizer, out)
-        result = {"path": str(out), **_evaluate(space, space.teacher, space.task.validation)}
+        result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
         space.record(out, "finetune", None, result)
         return {**result, "cost": space.ledger.as_dict()}
 
@@ -91,7 +91,11 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         if done is not None:
             return {**done.result, "cost": done.values["cost"]}
         space = open_workspace(config, progress=progress)
-        storage = config.search.storage or str((out / JOURNAL).resolve())
+        storage = storage_of(config, out)
+        resume_ledger(space.ledger, out / LEDGER)
+        if (out / RANKING).exists():
+            space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
+        space = _with_student(space, out)
         study = open_study(
             f"{config.name}-{config.task.name}",
             storage,
@@ -100,14 +104,15 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
         )
         _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
-        resume_ledger(space.ledger, out / LEDGER)
-        _make_ranking(space, out)
-        candidates = space.candidates
-        run_study(study, _opened(space, out), candidates, config.search, space.workshop)
+        _keep_ranking(space, out)
+        opened, latency = _opened(space, out), space.budgeted_latency
+        run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
         save_ledger(space.ledger, out / LEDGER)
         result = search_result(study, config.search, storage=storage)
-        teacher = _evaluate(space, space.teacher, space.task.validation)["metric"]
-        result["teacher"] = {"metric": teacher, **_size(space.teacher)}
+        if config.budget is not None:
+            result["student"] = {**asdict(space.extra["student"]), "budget": config.budget.model_dump(mode="json")}
+        teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+        result["teacher"] = {"metric": teacher, **size(space.teacher)}
         space.record(out, "search", "autodisc", result)
         dashboard.publish(storage, study.study_name, result, config.search.lam)
         return {**result, "cost": space.ledger.as_dict()}
@@ -125,31 +130,23 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
 
     Saves assistant and student under ``study/distilled-N``. Raises StudyError when nothing feasible was found.
     """
-    recorded = read_config(study / CONFIG) if (study / CONFIG).exists() else None
-    searched = latest(read_records([study]), "search") if recorded else None
-    if recorded is None or searched is None:
-        raise StudyError(f"{study}: holds no finished search; run 'autodisc search --out {study}' first")
-    config = config or recorded
-    chosen = searched.result["best"]
+    finished = open_finished(study)
+    config = finished.settled(config or finished.config)
+    chosen = finished.searched.result["best"]
     if chosen is None:
         raise StudyError(
             f"{study}: no candidate left the floor, so there is no assistant to distil through. Search again with more "
             "--recovery-steps or larger --sparsities, or distil without: autodisc baseline --strategy direct"
         )
     with disk_errors(study):
-        space = open_workspace(config, progress=progress)
-        if space.teacher_fingerprint != searched.values["teacher"]["fingerprint"]:
-            raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
-        space.extra["ranking"], _ = read_ranking(study / RANKING)  # what the study was made by, and has paid for
+        space = finished.open(config, progress=progress)
         chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        if recorded.search.scorer == "recovered":
-            start = _supernet_saved(space, study).extract(chain[0])
-        else:
-            start = space.workshop.cut(space.teacher, space.ranking(), chain[0])
+        start = finished.cut(space, chain[0])
         made = distill_sandwich(space.teacher, start, space.ranking(), chain, config.distillation, space.workshop)
         number = 1 + sum(1 for _ in study.glob("distilled-*"))
         result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
         result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
+        space.write_cards("distill", "autodisc", _distilled_cards(result))
         space.record(study, "distill", "autodisc", result)
         return {**result, "cost": space.ledger.as_dict()}
 
@@ -163,10 +160,13 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
         if done is not None:
             return {**done.result, "cost": done.values["cost"]}
         space = open_workspace(config, progress=progress)
-        _claim(config, place)
         resume_ledger(space.ledger, place / LEDGER)
         _take_ranking(space, out)
+        space = _with_student(space, out)
+        _claim(config, place)
         result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
+        if result["best"] is not None:
+            space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
         space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
 
@@ -174,7 +174,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
 def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progress | None = None) -> dict[str, Any]:
     """Metrics of a saved model (``config.teacher.model``) on a split of its task."""
     space = open_workspace(config, progress=progress)
-    return _evaluate(space, space.teacher, space.task.split(split))
+    return space.evaluate(space.teacher, space.task.split(split))
 
 
 def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def _made_of(space: Workspace) -> dict[str, Any]:
         "teacher": space.teacher_fingerprint,
         "train": space.task.train.fingerprint,
         "validation": space.task.validation.fingerprint,
-        "student_sparsity": space.config.student_sparsity,
+        "student_sparsity": space.config.student,
         "seed": space.config.runtime.seed,
     }
 
@@ -231,11 +231,26 @@ def _settings(config: StudyConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in FREE}
 
 
-def _make_ranking(space: Workspace, out: Path) -> None:
+def _with_student(space: Workspace, out: Path) -> Workspace:
+    """The workspace with the student that a budget leads to: found once, in a study of its own beside the search's."""
+    config, budget = space.config, space.config.budget
+    if budget is None:
+        return space
+    made_of = fingerprint(space.teacher_fingerprint, space.ranking(), budget)
+    name, storage = f"{config.name}-{config.task.name}-student", storage_of(config, out)
+    student = known_student(name, storage, made_of, budget)
+    if student is None:
+        with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
+            uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)
+            config.with_student(best.sparsity)  # a grid beyond it is refused before anything is written
+            student = run_students(name, storage, made_of, uses, budget)
+    space.extra["student"] = student
+    return replace(space, config=config.with_student(student.sparsity))
+
+
+def _keep_ranking(space: Workspace, out: Path) -> None:
     """Order the units once for the study in ``out``: other training rows or another seed would order otherwise."""
-    if (out / RANKING).exists():
-        space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
-    else:
+    if not (out / RANKING).exists():
         ranking = space.ranking()
         save_ledger(space.ledger, out / LEDGER)
         write_ranking(out / RANKING, ranking, space.ledger.stages["importance"])
@@ -253,16 +268,14 @@ def _take_ranking(space: Workspace, out: Path) -> None:
 
 
 def _opened(space: Workspace, out: Path) -> Opened:
-    """How a trial gets its candidate: cut out alone, or as a slice of the recovered supernet."""
-    if space.config.search.scorer == "pruned":
-        return Cuts(space.teacher, space.ranking(), space.workshop)
-    return Slices(_recovered(space, out))
+    """How a trial gets its candidate; the shared recovery is made once, and found again by a resumed study."""
+    if space.config.search.scorer == "recovered" and not has_supernet(out):
+        return Slices(_recovered(space, out))
+    return scorer(space, out)
 
 
 def _recovered(space: Workspace, out: Path) -> Supernet:
-    """The supernet after the shared recovery, made once; found again by a resumed study."""
-    if (out / SUPERNET / CONFIG_JSON).exists():
-        return _supernet_saved(space, out)
+    """The supernet after the shared recovery."""
     config, workshop = space.config, space.workshop
     nested = [*space.candidates.values(), space.student]
     with workshop.teacher(space.teacher, config.distillation) as outputs:
@@ -280,48 +293,32 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
     return supernet
 
 
-def _supernet_saved(space: Workspace, out: Path) -> Supernet:
-    model = load(out / SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
-    return Supernet(model, space.ranking())
-
-
-def _evaluate(space: Workspace, model: PreTrainedModel, split: Split) -> dict[str, Any]:
-    task = space.task
-    logits = predict(
-        model, split, task=task, runtime=space.workshop.runtime, ledger=space.ledger, kind=tuple(_size(model).items())
-    )
-    predictions = decode(logits, task.kind)
-    return {
-        "metric": task.metric.score(predictions, split.labels),
-        "metrics": task.metric.components(predictions, split.labels),
-        "floor": task.metric.floor(split.labels),
-        "standard_error": task.metric.standard_error(predictions, split.labels, space.config.runtime.seed),
-        "examples": len(split),
-        "split": task.final_name if split is task.final else split.name,
-    }
-
-
-def _size(model: PreTrainedModel) -> dict[str, int]:
-    return {"params": encoder_parameters(model), "macs": forward_macs(model)}
-
-
 def _save(space: Workspace, distilled: Distilled, path: Path) -> dict[str, Any]:
     save_model(distilled.model, space.tokenizer, path)
-    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **_size(distilled.model)}
+    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
 
 
 def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
     task = space.task
     with space.ledger.stage("final evaluation"):
-        final = _evaluate(space, student.model, task.final)
-        extra = {name: _evaluate(space, student.model, split) for name, split in task.extra.items()}
+        final = space.evaluate(student.model, task.final)
+        extra = {name: space.evaluate(student.model, split) for name, split in task.extra.items()}
+    finals = {
+        "teacher": space.evaluate(space.teacher, task.final),
+        "assistant": space.evaluate(assistant.model, task.final),
+    }
     teacher = {
-        "metric": _evaluate(space, space.teacher, task.final)["metric"],
-        "validation_metric": _evaluate(space, space.teacher, task.validation)["metric"],
-        **_size(space.teacher),
+        "metric": finals["teacher"]["metric"],
+        "standard_error": finals["teacher"]["standard_error"],
+        "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
+        **size(space.teacher),
     }
     return {
-        "assistant": {**_save(space, assistant, folder / "assistant"), "metric": assistant.metric},
+        "assistant": {
+            **_save(space, assistant, folder / "assistant"),
+            "metric": assistant.metric,
+            "final": finals["assistant"],
+        },
         "student": {
             **_save(space, student, folder / "student"),
             **final,
@@ -330,6 +327,29 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
         },
         "teacher": teacher,
     }
+
+
+def _distilled_cards(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Teacher, assistant and student as their cards show them: the metric is the final split's."""
+    assistant = result["assistant"]
+    return {
+        "teacher": result["teacher"],
+        "assistant": {**assistant, **assistant["final"], "validation_metric": assistant["metric"]},
+        "student": result["student"],
+    }
+
+
+def _baseline_cards(space: Workspace, best: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    student = {
+        **best,
+        "sparsity": space.config.student,
+        "metric": best["final_metric"],
+        "validation_metric": best["student_metric"],
+    }
+    models = {"teacher": size(space.teacher), "student": student}
+    if best["sparsity"] is not None:
+        models["assistant"] = {"sparsity": best["sparsity"], "validation_metric": best["assistant_metric"]}
+    return models
 
 
 def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
@@ -386,12 +406,13 @@ def _final(space: Workspace, model: PreTrainedModel, path: Path) -> dict[str, An
     """The best student's figure on the final split, and its size."""
     model.to(space.workshop.runtime.device)  # type: ignore[arg-type]
     with space.ledger.stage("final evaluation"):
-        final = _evaluate(space, model, space.task.final)
+        final = space.evaluate(model, space.task.final)
     return {
         "final_metric": final["metric"],
+        "floor": final["floor"],
         "metrics": final["metrics"],
         "split": final["split"],
         "standard_error": final["standard_error"],
         "path": str(path),
-        **_size(model),
+        **size(model),
     }

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from autodisc.commands import making, results
+from autodisc.commands import bench, exporting, labelling, making, results
 from autodisc.errors import AutodiscError
 
 INTERRUPTED = 130  # what shells report of a process that SIGINT ended
@@ -25,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (making, results):
+for group in (making, exporting, bench, labelling, results):
     app.add_typer(group.app)
 
 

@@ -6,25 +6,48 @@ overrides only. There is no default for the teacher or the data: they are the ex
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from autodisc.errors import ConfigError
 
 MetricName = Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
 Strategy = Literal["maxidisc", "direct"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
+DEFAULT_STUDENT = 0.9
+BATCH, LENGTH = 1, 64  # of which a latency is told: sequences, and tokens of each
 CONFIG, JOURNAL = "config.yaml", "journal.log"  # in a study's folder: its configuration, its Optuna storage
 DOCSTRINGS = "docstrings"  # the embedded task: which installed library is this docstring sentence from?
 
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def _count(value: Any) -> Any:
+    """A number as tables print it: 1.2M is 1200000."""
+    if isinstance(value, str) and value[-1:] in _PREFIXES:
+        with contextlib.suppress(ValueError, OverflowError):
+            return round(float(value[:-1]) * _PREFIXES[value[-1]])
+    return value
+
+
+_PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 
 
 class TaskConfig(Section):
@@ -158,6 +181,26 @@ class SearchConfig(Section):
         return tuple(sorted(set(values)))
 
 
+class BudgetConfig(Section):
+    """What the student may use: the least sparse candidate that meets all of it becomes the student."""
+
+    params: Count | None = Field(None, description="Parameters of the encoder: embeddings and head do not shrink.")
+    macs: Count | None = Field(None, description="Multiply-accumulates of one sequence of 128 tokens.")
+    latency_ms: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Of a forward in torch on this machine, by its layers' timings."
+    )
+    batch: int = Field(BATCH, ge=1, description="Of latency_ms: sequences a forward.")
+    length: int = Field(LENGTH, ge=1, description="Of latency_ms: tokens a sequence.")
+
+    @model_validator(mode="after")
+    def _one_at_least(self) -> BudgetConfig:
+        if self.params is None and self.macs is None and self.latency_ms is None:
+            raise ValueError("give at least one of params, macs and latency_ms")
+        if self.latency_ms is None and (self.batch, self.length) != (BATCH, LENGTH):
+            raise ValueError("batch and length say of what latency_ms is; give it too")
+        return self
+
+
 class DistillationConfig(Section):
     """The fixed sandwich distillation, and each trial of the baselines."""
 
@@ -208,7 +251,10 @@ class StudyConfig(Section):
     name: str = "study"
     task: TaskConfig
     teacher: TeacherConfig
-    student_sparsity: float = Field(0.9, description="Fraction of heads and of neurons that the student loses.")
+    student_sparsity: float | None = Field(
+        None, description="Fraction of heads and of neurons that the student loses; 0.9 where there is no budget."
+    )
+    budget: BudgetConfig | None = Field(None, description="In place of student_sparsity, which the search then finds.")
     search: SearchConfig = SearchConfig()
     distillation: DistillationConfig = DistillationConfig()
     baseline: BaselineConfig = BaselineConfig()
@@ -217,18 +263,51 @@ class StudyConfig(Section):
 
     @field_validator("student_sparsity")
     @classmethod
-    def _student(cls, value: float) -> float:
-        return check_sparsity("student_sparsity", value, zero=False)
+    def _student(cls, value: float | None) -> float | None:
+        return None if value is None else check_sparsity("student_sparsity", value, zero=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sparsity_or_budget(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        sparsity, budget = values.get("student_sparsity"), values.get("budget")
+        if sparsity is None and budget is None:
+            return {**values, "student_sparsity": DEFAULT_STUDENT}
+        if sparsity is not None and budget is not None:
+            raise ValueError(
+                f"student_sparsity: got {sparsity} beside a budget, which is there to find it; give one of the two"
+            )
+        return values
 
     @model_validator(mode="after")
     def _below_student(self) -> StudyConfig:
-        for value in self.assistant_sparsities:
-            if value >= self.student_sparsity:
-                raise ValueError(
-                    f"search.sparsities: got {value}, at or beyond the student's {self.student_sparsity}; a teacher"
-                    f" assistant lies between teacher and student. Remove it, or make the student sparser."
-                )
+        if self.student_sparsity is not None:
+            for value in self.assistant_sparsities:
+                if value >= self.student:
+                    raise ValueError(
+                        f"search.sparsities: got {value}, at or beyond the student's {self.student}; a teacher"
+                        f" assistant lies between teacher and student. Remove it, or make the student sparser."
+                    )
         return self
+
+    @property
+    def student(self) -> float:
+        """The student's sparsity; one that a budget asks for has to be found first, see ``with_student``."""
+        if self.student_sparsity is None:
+            raise ValueError("student_sparsity: the budget's student has not been found yet")
+        return self.student_sparsity
+
+    def with_student(self, sparsity: float) -> StudyConfig:
+        """These settings with the student that the budget led to; raises ConfigError where an assistant is beyond."""
+        found = self.model_copy(update={"student_sparsity": sparsity})
+        beyond = [value for value in found.assistant_sparsities if value >= sparsity]
+        if beyond:
+            raise ConfigError(
+                f"search.sparsities: got {beyond[0]:g}, at or beyond the student's {sparsity:g}, the least sparse that"
+                " meets the budget; a teacher assistant lies between teacher and student. Remove it, or give less."
+            )
+        return found
 
     @property
     def assistant_sparsities(self) -> tuple[float, ...]:
@@ -239,7 +318,7 @@ class StudyConfig(Section):
             return tuple(round(search.low + i * search.step, 6) for i in range(count))
         if search.sparsities is not None:
             return search.sparsities
-        return tuple(s for s in DEFAULT_SPARSITIES if s < self.student_sparsity) or (self.student_sparsity / 2,)
+        return tuple(s for s in DEFAULT_SPARSITIES if s < self.student) or (self.student / 2,)
 
 
 def check_sparsity(field: str, value: float, *, zero: bool = True) -> float:
@@ -256,6 +335,18 @@ def make_config(values: dict[str, Any], *, source: str = "") -> StudyConfig:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise explained(error, StudyConfig, source=source) from None
+
+
+class _Budgeted(Section):
+    budget: BudgetConfig
+
+
+def make_budget(values: dict[str, Any]) -> BudgetConfig:
+    """A budget alone; ConfigError says of it what it would say of a study's."""
+    try:
+        return _Budgeted.model_validate({"budget": values}).budget
+    except ValidationError as error:
+        raise explained(error, _Budgeted) from None
 
 
 def explained(error: ValidationError, model: type[BaseModel], *, source: str = "") -> ConfigError:

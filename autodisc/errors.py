@@ -38,3 +38,9 @@ class StudyError(UserError):
 
 class TrainingError(AutodiscError):
     """Training went wrong: a loss that is not finite, for instance."""
+
+
+def one_line(error: BaseException, length: int = 160) -> str:
+    """Another's message as a part of ours."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= length else text[: length - 1] + "…"

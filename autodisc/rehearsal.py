@@ -23,6 +23,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel
 
+from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.losses import Totals, hidden_depths
 from autodisc.distillation.sandwich import Sandwich
@@ -45,6 +46,7 @@ from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.search.assistants import STAGE as TRIALS
 from autodisc.search.assistants import STARTUP
+from autodisc.search.students import students
 from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
 from autodisc.workspace import SET_UP, Workspace
@@ -88,13 +90,14 @@ class _Bench:
     """
 
     def __init__(self, space: Workspace, folder: Path) -> None:
-        self.space, self.folder, self.config = space, folder, space.config
+        self.space, self.folder = space, folder
         self.task, self.teacher, self.runtime = space.task, space.teacher, space.workshop.runtime
         self.opened_mib = _resident_mib()
         self.more_s, self.more_flops, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(4))
         self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
+        self.config = _with_student(space, self.ranking)
         self.candidates = nested_candidates(self.ranking, self.config.assistant_sparsities)
-        self.nested = [*self.candidates.values(), candidate(self.ranking, self.config.student_sparsity)]
+        self.nested = [*self.candidates.values(), candidate(self.ranking, self.config.student)]
         self.disk[SET_UP] = _tokens_on_disk(space)
 
     def passes(self) -> Iterator[Pass]:
@@ -377,6 +380,15 @@ def _arbitrary_ranking(model: PreTrainedModel, generator: np.random.Generator) -
     )
     heads, neurons = ([units[i] for i in generator.permutation(len(units))] for units in (heads, neurons))
     return Ranking(tuple(heads), tuple(neurons), len(kept.heads))
+
+
+def _with_student(space: Workspace, ranking: Ranking) -> StudyConfig:
+    """With the student that the budget, where there is one, leads to among candidates of an arbitrary ``ranking``."""
+    config = space.config
+    if config.budget is None:
+        return config
+    _, best = students(space.teacher, ranking, config.budget, space.budgeted_latency)
+    return config.with_student(best.sparsity)
 
 
 def _tokens_on_disk(space: Workspace) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,13 +18,18 @@ from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ModelError
-from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer
+from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
+from autodisc.models.inference import forward_macs, predict
+from autodisc.models.latency import LatencyTable, latency_table
+from autodisc.models.layouts import encoder_parameters
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
+from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import make_runtime, seeded
-from autodisc.tasks.data import Task, load_task
+from autodisc.tasks.data import Split, Task, load_task
+from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
 
@@ -52,7 +57,7 @@ class Workspace:
 
     @property
     def student(self) -> Candidate:
-        return candidate(self.ranking(), self.config.student_sparsity)
+        return candidate(self.ranking(), self.config.student)
 
     def ranking(self) -> Ranking:
         """The removal orders of the teacher's units; kept in the cache, and charged as if made."""
@@ -83,23 +88,75 @@ class Workspace:
         self.extra["ranking"] = ranking
         return ranking
 
+    @property
+    def budgeted_latency(self) -> Callable[[Candidate], float] | None:
+        """Predicted ms of a candidate's forward, where a budget limits it."""
+        budget = self.config.budget
+        return None if budget is None or budget.latency_ms is None else self.latency(budget.batch, budget.length)
+
+    def latency(self, batch: int, length: int) -> Callable[[Candidate], float]:
+        """Predicted ms of a candidate's forward; the layers' timings are taken when it is first asked for."""
+
+        def ms(candidate: Candidate) -> float:
+            tables: dict[tuple[int, int], LatencyTable] = self.extra.setdefault("latency", {})
+            if (batch, length) not in tables:
+                with self.workshop.progress.stage("timing layers", None), self.ledger.stage("timing layers"):
+                    tables[batch, length] = latency_table(
+                        self.teacher, batch=batch, length=length, runtime=self.workshop.runtime
+                    )
+            return tables[batch, length].ms(candidate.heads, candidate.neurons)
+
+        return ms
+
+    def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
+        """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
+        logits = predict(
+            model,
+            split,
+            task=self.task,
+            runtime=self.workshop.runtime,
+            ledger=self.ledger,
+            kind=tuple(size(model).items()),
+        )
+        return self.scores(logits, split)
+
+    def scores(self, logits: np.ndarray, split: Split) -> dict[str, Any]:
+        """What ``logits`` (N, V) of a split, in its order, are worth."""
+        task = self.task
+        predictions = decode(logits, task.kind)
+        return {
+            "metric": task.metric.score(predictions, split.labels),
+            "metrics": task.metric.components(predictions, split.labels),
+            "floor": task.metric.floor(split.labels),
+            "standard_error": task.metric.standard_error(predictions, split.labels, self.config.runtime.seed),
+            "examples": len(split),
+            "split": task.final_name if split is task.final else split.name,
+        }
+
     def record(self, out: Path, kind: str, strategy: str | None, result: dict[str, Any]) -> Path:
         """Write what this run computed, once, under ``out/records``."""
-        return write_record(
-            out,
-            {
-                "kind": kind,
-                "strategy": strategy,
-                "config": self.config.model_dump(mode="json"),
-                "task": describe_task(self.task),
-                "teacher": {"model": self.config.teacher.model, "fingerprint": self.teacher_fingerprint},
-                "environment": self.environment(),
-                "seed": self.config.runtime.seed,
-                "result": result,
-                "cost": self.ledger.as_dict(),
-                "curves": self.workshop.curves,
-            },
-        )
+        return write_record(out, {**self.made(kind, strategy), "result": result, "curves": self.workshop.curves})
+
+    def made(self, kind: str, strategy: str | None) -> dict[str, Any]:
+        """What a run's results were made of and with."""
+        return {
+            "kind": kind,
+            "strategy": strategy,
+            "config": self.config.model_dump(mode="json"),
+            "task": describe_task(self.task),
+            "teacher": {"model": self.config.teacher.model, "fingerprint": self.teacher_fingerprint},
+            "environment": self.environment(),
+            "seed": self.config.runtime.seed,
+            "cost": self.ledger.as_dict(),
+        }
+
+    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> None:
+        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
+        folder = Path(resolve(self.config.teacher.model))
+        values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
+        for role in models:
+            if "path" in models[role]:
+                write_card(Path(models[role]["path"]), {**values, "role": role})
 
     def environment(self) -> dict[str, Any]:
         runtime = self.workshop.runtime
@@ -135,6 +192,15 @@ def open_workspace(
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
+
+
+def size(model: PreTrainedModel) -> dict[str, int]:
+    """Parameters, of the encoder and of all, and multiply-accumulates of one sequence of 128 tokens."""
+    return {
+        "params": encoder_parameters(model),
+        "total_params": model.num_parameters(),
+        "macs": forward_macs(model),
+    }
 
 
 def label_names(config: Any) -> tuple[str, ...] | None:

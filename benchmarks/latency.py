@@ -10,8 +10,7 @@ is not timed. ``--turn 1`` alternates call by call and times every one. The rati
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
+import math
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from common import missing, publish
 from autodisc.config import RuntimeConfig
 from autodisc.models.checkpoints import load_model
 from autodisc.models.inference import forward_macs
+from autodisc.models.latency import random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
 from autodisc.runtime import make_runtime
 
@@ -40,42 +40,29 @@ def main() -> None:
 
     runtime = make_runtime(RuntimeConfig(threads=options.threads, precision=options.precision))
     models = {name: load_model(getattr(options, name)).to(runtime.device) for name in ("teacher", "student")}
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(100, 1000, (options.batch, options.length), generator=generator).to(runtime.device)
-    mask = torch.ones_like(ids)
+    inputs = random_inputs(models["teacher"], options.batch, options.length, runtime.device)
 
-    times: dict[str, list[float]] = {name: [] for name in models}
-    turns: dict[str, list[float]] = {name: [] for name in models}  # their medians
+    works = {name: lambda _, model=model: model(**inputs) for name, model in models.items()}
     with torch.inference_mode(), runtime.autocast():
-        for repeat in range(options.repeats + 1):
-            for name, model in models.items():
-                calls = []
-                for _ in range(options.turn + (options.turn > 1)):
-                    since = time.perf_counter()
-                    model(input_ids=ids, attention_mask=mask)
-                    if runtime.device.type == "cuda":
-                        torch.cuda.synchronize()
-                    calls.append(time.perf_counter() - since)
-                if repeat:  # the first turn picks kernels
-                    times[name] += calls[options.turn > 1 :]
-                    turns[name].append(statistics.median(calls[options.turn > 1 :]))
+        timings = take_turns(
+            works, turns=options.repeats, calls=options.turn, turn_s=math.inf, settle=settle_on(runtime.device)
+        )
 
-    ratios = [t / s for t, s in zip(turns["teacher"], turns["student"], strict=True)]
     rows: list[dict[str, Any]] = []
     sizes = {name: (encoder_parameters(model), forward_macs(model, options.length)) for name, model in models.items()}
     for name in models:
-        ordered = sorted(times[name])
+        timing = timings[name]
         rows.append(
             {
                 "model": name,
-                "median ms": 1e3 * statistics.median(ordered),
-                "min ms": 1e3 * ordered[0],
-                "max ms": 1e3 * ordered[-1],
+                "median ms": timing.median_ms,
+                "min ms": 1e3 * min(timing.calls),
+                "max ms": 1e3 * max(timing.calls),
                 "encoder parameters": sizes[name][0],
                 "of the teacher's": sizes[name][0] / sizes["teacher"][0],
                 "MACs a sequence": sizes[name][1],
                 "MAC reduction": sizes["teacher"][1] / sizes[name][1],
-                "times as fast": 1.0 if name == "teacher" else statistics.median(ratios),
+                "times as fast": timing.times_as_fast(timings["teacher"]),
             }
         )
     publish(

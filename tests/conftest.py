@@ -10,6 +10,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import contextlib
+import csv
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,7 +34,10 @@ from transformers import (
     RobertaConfig,
 )
 
+from autodisc import api
+from autodisc.config import StudyConfig, make_config
 from autodisc.distillation.schedule import Workshop
+from autodisc.models.checkpoints import save_model
 from autodisc.models.layouts import base_shape
 from autodisc.pruning.candidates import Ranking
 from autodisc.runtime import Runtime
@@ -220,6 +224,68 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
         model_max_length=64,
     )
+
+
+SETTINGS: dict[str, Any] = {
+    "search": {
+        "sparsities": [0.25, 0.5, 0.75],
+        "importance": {"examples": 32},
+        "recovery": {"steps": 12, "lr": 3e-3},
+    },
+    "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
+    "runtime": {"threads": 1, "precision": "fp32"},
+}
+
+
+@pytest.fixture(scope="session")
+def furnished(tmp_path_factory, tiny, word_tokenizer) -> Path:
+    """data/ (the label is whether "good" or "bad" is said), encoder/, teacher/, which has learnt it, and a cache/."""
+    home = tmp_path_factory.mktemp("furnished")
+    generator = random.Random(1)
+    (home / "data").mkdir()
+    for split, count in (("train", 160), ("validation", 80), ("test", 60)):
+        with (home / "data" / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["sentence", "label"])
+            for i in range(count):
+                words = [f"w{generator.randrange(50)}" for _ in range(generator.randrange(3, 8))]
+                words[generator.randrange(len(words))] = "good" if i % 2 else "bad"
+                rows.writerow([" ".join(words), i % 2])
+    save_model(tiny(layers=2), word_tokenizer, home / "encoder")
+    values = {
+        "task": {"name": "mine", "metric": "accuracy", "data": str(home / "data")},
+        "teacher": {"model": str(home / "encoder"), "finetune": {"epochs": 6, "batch_size": 16, "lr": 3e-3}},
+        "cache": {"dir": str(home / "cache")},
+        **SETTINGS,
+    }
+    assert api.finetune(make_config(values), home / "teacher")["metric"] > 0.9
+    return home
+
+
+@pytest.fixture(scope="session")
+def config(furnished) -> Callable[..., StudyConfig]:
+    """The settings of a study on ``furnished``; sections are merged: ``config(search={"lam": 0.5})``."""
+
+    def call(**changes: Any) -> StudyConfig:
+        values: dict[str, Any] = {
+            "task": {"name": "mine", "metric": "accuracy", "data": str(furnished / "data")},
+            "teacher": {"model": str(furnished / "teacher")},
+            "cache": {"dir": str(furnished / "cache")},
+            **SETTINGS,
+        }
+        for key, change in changes.items():
+            values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
+        return make_config(values)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def searched(config, tmp_path_factory) -> Path:
+    """The folder of a finished search, not to be changed."""
+    out = tmp_path_factory.mktemp("searched") / "study"
+    assert api.search(config(), out)["best"] is not None
+    return out
 
 
 @pytest.fixture(scope="session")

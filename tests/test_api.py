@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import random
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,76 +12,9 @@ import torch
 
 import autodisc
 from autodisc import api
-from autodisc.config import StudyConfig, make_config
 from autodisc.errors import AutodiscError, DataError, ModelError, StudyError
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting.records import read_records
-
-SETTINGS: dict[str, Any] = {
-    "search": {
-        "sparsities": [0.25, 0.5, 0.75],
-        "importance": {"examples": 32},
-        "recovery": {"steps": 12, "lr": 3e-3},
-    },
-    "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
-    "runtime": {"threads": 1, "precision": "fp32"},
-}
-
-
-@pytest.fixture(scope="module")
-def furnished(tmp_path_factory, tiny, word_tokenizer) -> Path:
-    """data/ (the label is whether "good" or "bad" is said), teacher/ and a cache/."""
-    home = tmp_path_factory.mktemp("api")
-    generator = random.Random(1)
-    (home / "data").mkdir()
-    for split, count in (("train", 160), ("validation", 80), ("test", 40)):
-        with (home / "data" / f"{split}.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["sentence", "label"])
-            for i in range(count):
-                words = [f"w{generator.randrange(50)}" for _ in range(generator.randrange(3, 8))]
-                words[generator.randrange(len(words))] = "good" if i % 2 else "bad"
-                rows.writerow([" ".join(words), i % 2])
-    save_model(tiny(layers=2), word_tokenizer, home / "encoder")
-    config = make_config(
-        {
-            "task": {"name": "mine", "metric": "accuracy", "data": str(home / "data")},
-            "teacher": {
-                "model": str(home / "encoder"),
-                "finetune": {"epochs": 6, "batch_size": 16, "lr": 3e-3},
-            },
-            "cache": {"dir": str(home / "cache")},
-            **SETTINGS,
-        }
-    )
-    made = api.finetune(config, home / "teacher")
-    assert made["metric"] > 0.9
-    return home
-
-
-@pytest.fixture(scope="module")
-def config(furnished) -> Callable[..., StudyConfig]:
-    """The settings of a study on ``furnished``; sections are merged: ``config(search={"lam": 0.5})``."""
-
-    def call(**changes: Any) -> StudyConfig:
-        values: dict[str, Any] = {
-            "task": {"name": "mine", "metric": "accuracy", "data": str(furnished / "data")},
-            "teacher": {"model": str(furnished / "teacher")},
-            "cache": {"dir": str(furnished / "cache")},
-            **SETTINGS,
-        }
-        for key, change in changes.items():
-            values[key] = {**values.get(key, {}), **change} if isinstance(change, dict) else change
-        return make_config(values)
-
-    return call
-
-
-@pytest.fixture(scope="module")
-def searched(config, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("searched") / "study"
-    assert api.search(config(), out)["best"] is not None
-    return out
 
 
 @pytest.fixture
@@ -125,7 +55,7 @@ def test_search_then_distill_then_baselines_from_csv_to_students(config, tmp_pat
     assert made["student"]["params"] == sum(p.numel() for p in loaded.bert.encoder.parameters())
     evaluated = api.evaluate(config(teacher={"model": made["student"]["path"]}), "test")
     assert evaluated["metric"] == made["student"]["metric"]
-    assert evaluated["examples"] == 40
+    assert evaluated["examples"] == 60
     on_validation = api.evaluate(config(teacher={"model": made["student"]["path"]}))
     assert on_validation["metric"] == made["student"]["validation_metric"]
 
@@ -267,9 +197,7 @@ def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, mo
     monkeypatch.setattr(api, "distill_sandwich", lambda *args: started.append(args[1]) or sandwich(*args))
     api.distill(out)
     space = api.open_workspace(config())
-    logits = api.predict(started[0], space.task.validation, task=space.task, runtime=space.workshop.runtime)
-    predictions = api.decode(logits, space.task.kind)
-    assert found["best"]["metric"] == space.task.metric.score(predictions, space.task.validation.labels)
+    assert found["best"]["metric"] == space.evaluate(started[0], space.task.validation)["metric"]
 
 
 def test_a_baseline_beside_a_study_orders_the_units_as_the_study_did(config, study, monkeypatch):

@@ -11,6 +11,7 @@ from autodisc.config import (
     ImportanceConfig,
     StudyConfig,
     differences,
+    make_budget,
     make_config,
     read_config,
     write_config,
@@ -116,6 +117,42 @@ def test_a_percentage_is_told_how_to_write_it():
 )
 def test_what_cannot_be_together_is_refused(pattern, overrides):
     refused(pattern, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "overrides"),
+    [
+        (r"^student_sparsity: got 0\.8 beside a budget", {"student_sparsity": 0.8, "budget": {"params": 9}}),
+        (r"^budget: give at least one of", {"budget": {}}),
+        (r"^budget: batch and length say of what", {"budget": {"params": 9, "batch": 8}}),
+        (r"^budget\.macs: got '2X'; input should be a valid integer", {"budget": {"macs": "2X"}}),
+        (r"^budget\.params: got 0; ", {"budget": {"params": 0}}),
+        (r"^budget\.latency_ms: got inf; ", {"budget": {"latency_ms": float("inf")}}),
+        (r"^budget\.parms: unknown setting; did you mean 'params'", {"budget": {"parms": 9}}),
+    ],
+)
+def test_a_budget_that_says_too_little_or_too_much_is_refused(pattern, overrides):
+    refused(pattern, **overrides)
+
+
+def test_a_budget_stands_in_for_the_sparsity_until_that_is_found(tmp_path):
+    ours = config(budget={"params": "1.2M", "macs": "200M", "latency_ms": 3})
+    assert (ours.budget.params, ours.budget.macs) == (1_200_000, 200_000_000)
+    assert ours.student_sparsity is None
+    write_config(ours, tmp_path / "c.yaml")
+    assert read_config(tmp_path / "c.yaml") == ours
+    found = ours.with_student(0.6)
+    assert found.student == 0.6
+    assert found.assistant_sparsities == (0.3, 0.4, 0.5)
+    with pytest.raises(ConfigError, match=r"got 0\.7, at or beyond the student's 0\.6, .* the budget"):
+        config(budget={"params": 9}, search={"sparsities": [0.3, 0.7]}).with_student(0.6)
+    assert config().student == 0.9
+
+
+def test_a_budget_alone_is_refused_as_a_studys_is():
+    assert make_budget({"params": "3k"}).params == 3000
+    with pytest.raises(ConfigError, match=r"^budget\.params: got 'x'"):
+        make_budget({"params": "x"})
 
 
 def test_the_experiment_has_no_default():

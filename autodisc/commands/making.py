@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from autodisc.commands.options import (
+    BUDGET,
     DISTILLATION,
     FINETUNING,
     GRID,
@@ -53,13 +54,16 @@ def finetune(request: Request, out: Out) -> None:
         "  --student-sparsity 0.9 --out runs/mrpc",
     )
 )
-@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME)
+@takes(*TEACHER, *STUDENT, *BUDGET, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME)
 def search(
     request: Request,
     out: Out,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict time, FLOPs, memory and disk; no study.")] = False,
 ) -> None:
-    """Choose the teacher assistant in one study. The same command again goes on where it was stopped."""
+    """Choose the teacher assistant in one study. The same command again goes on where it was stopped.
+
+    With a budget the student is found first: the least sparse one that meets every part of it.
+    """
     config = request.config()
     check_folder(out)
     from autodisc import api
@@ -94,7 +98,7 @@ def distill(
         "  --data data/mrpc --student-sparsity 0.9 --out runs/mrpc",
     )
 )
-@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *GRID, *DISTILLATION, *RUNTIME)
+@takes(*TEACHER, *STUDENT, *BUDGET, *TASK, *LIMIT_TRAIN, *GRID, *DISTILLATION, *RUNTIME)
 def baseline(
     request: Request,
     out: Out,
@@ -119,7 +123,7 @@ def baseline(
 
 
 @app.command(epilog=example("autodisc run studies/demo/config.yaml --out runs/demo"))
-@takes(*TEACHER, *STUDENT, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME, config_file=False)
+@takes(*TEACHER, *STUDENT, *BUDGET, *TASK, *LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME, config_file=False)
 def run(
     request: Request,
     file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="A study's configuration.")],

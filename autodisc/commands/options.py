@@ -63,7 +63,20 @@ TEACHER = _panel(
 )
 STUDENT = _panel(
     "Models",
-    ("--student-sparsity", "student_sparsity", "FRACTION", "What the student loses of heads and of neurons."),
+    (
+        "--student-sparsity",
+        "student_sparsity",
+        "FRACTION",
+        "What the student loses of heads and of neurons; 0.9 unless given, or a budget's to find.",
+    ),
+)
+BUDGET = _panel(
+    "Budget",
+    ("--max-params", "budget.params", "N", "The encoder's parameters at most: 1066000, or 1.1M."),
+    ("--max-macs", "budget.macs", "N", "Multiply-accumulates of a sequence of 128 tokens at most: 200M."),
+    ("--max-latency-ms", "budget.latency_ms", "MS", "A forward on this machine at most, predicted from its layers."),
+    ("--budget-batch", "budget.batch", "N", "Of that latency: sequences a forward; 1 unless given."),
+    ("--budget-length", "budget.length", "N", "Of that latency: tokens a sequence; 64 unless given."),
 )
 MODEL = _panel("Models", ("--model", "teacher.model", "DIR", "Folder or hub name of the model."))
 GRID = _panel(
@@ -202,7 +215,11 @@ def check_inputs(config: StudyConfig) -> None:
     find_metric(config.task)
     if config.task.data is not None:
         find_files(config.task.data, config.task.name)
-    name = config.teacher.model
+    check_model(config.teacher.model)
+
+
+def check_model(name: str) -> None:
+    """A folder that is not there is refused; anything else may be a name on the hub."""
     folder = Path(name)
     if not name.startswith("package:") and not folder.is_dir():
         if folder.exists():

@@ -1,4 +1,4 @@
-"""evaluate, report, compare, dashboard: what is known of what was made."""
+"""report, compare, dashboard: what is known of what was made."""
 
 from __future__ import annotations
 
@@ -8,38 +8,11 @@ from typing import Annotated
 
 import typer
 
-from autodisc.commands.options import (
-    MODEL,
-    RUNTIME,
-    TASK,
-    Debug,
-    Json,
-    Out,
-    Quiet,
-    Request,
-    check_folder,
-    check_inputs,
-    takes,
-)
-from autodisc.commands.output import example, finish, print_json, print_scores, with_teachers
+from autodisc.commands.options import Debug, Json, Out, Quiet, check_folder, check_inputs
+from autodisc.commands.output import example, print_json, with_teachers
 from autodisc.errors import StudyError
 
 app = typer.Typer()
-
-
-@app.command(epilog=example("autodisc evaluate --model teachers/mrpc --task mrpc --data data/mrpc"))
-@takes(*MODEL, *TASK, *RUNTIME)
-def evaluate(
-    request: Request,
-    split: Annotated[
-        str, typer.Option("--split", metavar="NAME", help="train, validation, test, or final: what stands in for test.")
-    ] = "validation",
-) -> None:
-    """Metrics of a model, a teacher's or a student's, on a split of its task, and the floor below them."""
-    config = request.config()
-    from autodisc import api
-
-    finish(request, api.evaluate(config, split, progress=request.progress()), print_scores)
 
 
 @app.command(epilog=example("autodisc report runs/mrpc --out runs/mrpc/report.html"))

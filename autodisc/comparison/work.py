@@ -34,14 +34,14 @@ from autodisc.costs import Ledger
 from autodisc.distillation.losses import soft_cross_entropy
 from autodisc.distillation.schedule import Distilled
 from autodisc.errors import StudyError
+from autodisc.finished import RANKING, scorer
 from autodisc.models.checkpoints import load
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
-from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
-from autodisc.search.scorers import Cuts, Slices, let_go
+from autodisc.search.scorers import let_go
 from autodisc.tasks.data import Split
 from autodisc.tasks.metrics import decode
 from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
@@ -119,12 +119,8 @@ def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays
     values = _kept(folder, "search")
     result = {name: value for name, value in values["result"].items() if name not in ("storage", "study")}
     space = open_workspace(settings)
-    space.extra["ranking"], _ = read_ranking(folder / api.RANKING)
-    opened: Opened = Cuts(space.teacher, space.ranking(), space.workshop)
-    if settings.search.scorer == "recovered":
-        model = load(folder / api.SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
-        opened = Slices(Supernet(model, space.ranking()))
-    losses, predictions = _candidates(space, opened)
+    space.extra["ranking"], _ = read_ranking(folder / RANKING)
+    losses, predictions = _candidates(space, scorer(space, folder))
     return {**values, "result": {**result, "losses": losses}}, (predictions, space.task.validation.labels)
 
 

@@ -1,8 +1,8 @@
 """Models on disk: loading a teacher, saving and loading a pruned model, never with a re-initialised weight.
 
-A pruned folder is safetensors plus a config whose ``autodisc`` entry holds, per layer, the indices of the
-kept heads and neurons in the unpruned architecture. Plain ``from_pretrained`` cannot size such a model;
-``load`` builds the architecture, cuts it to the kept units and then loads the weights strictly.
+A pruned folder is safetensors, a config whose ``autodisc`` entry holds kept units and digests, and the file that opens
+it anywhere, ``modeling_autodisc.py``; ``load`` uses that file's classes. Plain ``from_pretrained`` cannot size such a
+model, and fails. Folders of format 1, before there were digests, open unverified; saved again, they have them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import itertools
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -31,94 +29,42 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError
-from autodisc.models.layouts import base_shape, blocks, layout_of
+from autodisc.models.layouts import layout_of
+from autodisc.models.modeling_autodisc import (
+    CLASSES,
+    CONFIG,
+    WEIGHTS,
+    FolderError,
+    Kept,
+    adopt,
+    seal,
+    verify_model,
+    verify_tokenizer,
+)
 
-FORMAT = 1
-WEIGHTS = "model.safetensors"
 PACKAGE = "package:"
+CARD = "README.md"  # what is said of a model goes with it
 
 
-@dataclass(frozen=True)
-class Kept:
-    """Kept units per layer: ascending indices into the unpruned architecture's heads and neurons."""
-
-    heads: tuple[tuple[int, ...], ...]
-    neurons: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def everything(cls, config: PretrainedConfig) -> Kept:
-        L, H, N = base_shape(config)
-        return cls((tuple(range(H)),) * L, (tuple(range(N)),) * L)
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> Kept:
-        """What a model's config says is kept; raises CheckpointError where that cannot be."""
-        entry = getattr(config, "autodisc", None)
-        if entry is None:
-            return cls.everything(config)
-        if not isinstance(entry, dict) or entry.get("format") != FORMAT:
-            found = entry.get("format") if isinstance(entry, dict) else entry
-            raise CheckpointError(
-                f"config.autodisc.format: got {found!r}; this version reads {FORMAT}."
-                " Upgrade autodisc, or save it again."
-            )
-        L, H, N = base_shape(config)
-        kept = []
-        for field, units in (("kept_heads", H), ("kept_neurons", N)):
-            layers = entry.get(field)
-            if not isinstance(layers, list) or len(layers) != L:
-                raise CheckpointError(f"config.autodisc.{field}: expected one list for each of {L} layers")
-            for number, indices in enumerate(layers):
-                valid = isinstance(indices, list) and all(type(i) is int and 0 <= i < units for i in indices)
-                if not valid or any(a >= b for a, b in itertools.pairwise(indices)):
-                    raise CheckpointError(
-                        f"config.autodisc.{field}[{number}]: expected ascending indices in [0, {units})"
-                    )
-            kept.append(tuple(tuple(indices) for indices in layers))
-        return cls(*kept)
-
-    def write_to(self, config: PretrainedConfig) -> None:
-        config.autodisc = {
-            "format": FORMAT,
-            "kept_heads": [list(layer) for layer in self.heads],
-            "kept_neurons": [list(layer) for layer in self.neurons],
-        }
-
-
-def resize(model: PreTrainedModel, heads: Sequence[int], neurons: Sequence[int]) -> None:
-    """Give each layer linear modules for this many heads and neurons, their weights not yet set."""
-    for block, n_heads, n_neurons in zip(blocks(model), heads, neurons, strict=True):
-        width = n_heads * block.head_size
-        for linear in block.attention_in:
-            _resize(linear, rows=width)
-        _resize(block.attention_out, columns=width)
-        for linear in block.ffn_in:
-            _resize(linear, rows=n_neurons)
-        _resize(block.ffn_out, columns=n_neurons)
-        block.declare_heads(n_heads)
-
-
-def _resize(linear: torch.nn.Linear, *, rows: int | None = None, columns: int | None = None) -> None:
-    rows = linear.out_features if rows is None else rows
-    columns = linear.in_features if columns is None else columns
-    linear.weight = torch.nn.Parameter(linear.weight.new_empty(rows, columns))
-    if linear.bias is not None and linear.bias.shape[0] != rows:
-        linear.bias = torch.nn.Parameter(linear.bias.new_empty(rows))
-    linear.out_features, linear.in_features = rows, columns
-
-
-def load_model(name: str | Path, *, num_labels: int | None = None) -> PreTrainedModel:
+def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool = True) -> PreTrainedModel:
     """A sequence classifier in fp32, evaluation mode, from a folder (pruned or not) or a hub name.
 
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
+    ``verify=False`` opens a pruned folder that was edited on purpose; saved again, it verifies.
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, not a classifier).
     """
     name = resolve(name)
+    if verify:  # before the config's values are given to anybody
+        with _explained(name):
+            verify_model(name)
     config = load_model_config(name)
     layout_of(config)
     with _quiet(), _explained(name):
         if getattr(config, "autodisc", None) is not None:
-            return _load_pruned(Path(name), config)
+            pruned: PreTrainedModel = CLASSES[config.model_type].from_pretrained(
+                name, config=config, dtype=torch.float32, verify=False
+            )
+            return pruned
         if num_labels is not None:
             config.num_labels = num_labels
             if num_labels == 1:
@@ -139,14 +85,15 @@ def load_model(name: str | Path, *, num_labels: int | None = None) -> PreTrained
     return model.eval()
 
 
-def load(path: str | Path) -> PreTrainedModel:
+def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
     """The model that autodisc saved in a folder: an ordinary torch module, with exactly the saved logits.
 
-    Raises CheckpointError when the folder's weights and its config do not fit each other.
+    Raises CheckpointError when the folder's weights and its config do not fit each other, or are not what was saved;
+    ``verify=False`` does without the latter, for an edit that is meant.
     """
     if not Path(path).is_dir():
         raise ModelError(f"{path}: no such folder; expected one that autodisc saved")
-    return load_model(path)
+    return load_model(path, verify=verify)
 
 
 def load_model_config(name: str | Path) -> PretrainedConfig:
@@ -157,39 +104,43 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another."""
     name = resolve(name)
     with _quiet(), _explained(name):
+        verify_tokenizer(name)
         return AutoTokenizer.from_pretrained(name)
 
 
-def _load_pruned(path: Path, config: PretrainedConfig) -> PreTrainedModel:
-    kept = Kept.of(config)
-    model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    resize(model, [len(layer) for layer in kept.heads], [len(layer) for layer in kept.neurons])
-    weights = load_file(path / WEIGHTS)
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path / WEIGHTS}: does not fit config.json: {_one_line(error, 200)}") from None
-    return model.eval()
+def unfilled(config: PretrainedConfig) -> PreTrainedModel:
+    """A classifier in fp32 with a configuration's sizes, pruned or not, for weights to be loaded into."""
+    if getattr(config, "autodisc", None) is not None:
+        pruned: PreTrainedModel = CLASSES[config.model_type]._from_config(config, dtype=torch.float32)
+        return pruned
+    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
     """Write a folder that ``load`` opens, under a temporary name first: a crash leaves nothing half-written.
 
+    A pruned one opens by ``from_pretrained(path, trust_remote_code=True)`` without autodisc, too.
     A model that is there is replaced; raises CheckpointError where a folder holds anything else.
     """
     partial, former = path.with_name(path.name + ".partial"), path.with_name(path.name + ".former")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
+        pruned = getattr(model.config, "autodisc", None) is not None
         with _quiet():
             try:
-                model.save_pretrained(partial)
+                (adopt(model) if pruned else model).save_pretrained(partial)
             except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
                 raise OSError(f"{path / WEIGHTS}: cannot be written ({_one_line(error, 160)})") from error
+            shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read
             if tokenizer is not None:
+                before = {file.name for file in partial.iterdir()}
                 tokenizer.save_pretrained(partial)
+                if pruned:
+                    seal(partial, sorted({file.name for file in partial.iterdir()} - before))
         _replace(path, partial, former)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -201,7 +152,7 @@ def _replace(path: Path, partial: Path, former: Path) -> None:
     if not path.exists():
         partial.rename(path)
         return
-    ours = {file.name for file in partial.iterdir()} if (path / WEIGHTS).exists() else set()
+    ours = {CARD, *(file.name for file in partial.iterdir())} if (path / WEIGHTS).exists() else set()
     others = [file.name for file in path.iterdir() if file.name not in ours] if path.is_dir() else [path.name]
     if others:
         raise CheckpointError(f"{path}: holds other files ({', '.join(others[:3])}); give an empty or a new folder")
@@ -223,7 +174,8 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(name.encode())
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    digest.update(repr(getattr(model.config, "autodisc", None)).encode())
+    pruned = getattr(model.config, "autodisc", None) is not None
+    digest.update(repr(Kept.of(model.config) if pruned else None).encode())
     return digest.hexdigest()
 
 
@@ -262,9 +214,11 @@ def _explained(name: str | Path) -> Iterator[None]:
         yield
     except (ModelError, CheckpointError):
         raise
+    except FolderError as error:
+        raise CheckpointError(f"{name}: {error}") from None
     except (SafetensorError, EOFError, RuntimeError) as error:
         raise CheckpointError(f"{name}: weights cannot be loaded ({_one_line(error, 160)})") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if folder.is_dir():
             raise ModelError(f"{name}: cannot be opened as a model ({_one_line(error, 160)})") from error
         raise ModelError(

@@ -2,12 +2,13 @@
 
 A unit is a slice of the *input of an output projection*: a head is ``head_size`` columns of the attention's
 output projection, a neuron one column of the FFN's. Removing it cuts those columns, and the rows that
-produce them. A layout names the modules; masks, importance, supernet and surgery are written once.
+produce them. A layout names the modules; masks, importance, supernet and surgery are written once. The names stand
+in ``modeling_autodisc.py``, since that file has to open a pruned model alone.
 
-To add a family: name its modules below, relative to one layer, and run ``tests/models/test_families.py``
-with a tiny configuration of it. A family whose layout cannot be said in these terms is refused. A supernet runs
-its layers by ``pruning/layers.py``, which takes them as post-norm, with biases and one ungated FFN; others need a way
-there.
+To add a family: name its modules there, relative to one layer, give it its two classes, and run
+``tests/models/test_families.py`` with a tiny configuration of it. A family whose layout cannot be said in these terms
+is refused. A supernet runs its layers by ``pruning/layers.py``, which takes them as post-norm, with biases and one
+ungated FFN; others need a way there.
 """
 
 from __future__ import annotations
@@ -19,51 +20,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from autodisc.errors import ModelError
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Module names of one family. ``layers`` is relative to the base model, the others to one layer."""
-
-    layers: str
-    attention_in: tuple[str, ...]  # rows are heads, head_size rows each
-    attention_out: str  # columns are heads
-    ffn_in: tuple[str, ...]  # rows are neurons
-    ffn_out: str  # columns are neurons
-    head_counts: tuple[str, ...] = ()  # attributes of a layer that must equal its number of heads
-    head_sizes: tuple[str, ...] = ()  # attributes of a layer that must equal heads * head_size
-    config_heads: str = "num_attention_heads"
-    config_neurons: str = "intermediate_size"
-    config_hidden: str = "hidden_size"
-    config_layers: str = "num_hidden_layers"
-    config_activation: str = "hidden_act"
-
-
-_BERT = Layout(
-    layers="encoder.layer",
-    attention_in=("attention.self.query", "attention.self.key", "attention.self.value"),
-    attention_out="attention.output.dense",
-    ffn_in=("intermediate.dense",),
-    ffn_out="output.dense",
-    head_counts=("attention.self.num_attention_heads",),
-    head_sizes=("attention.self.all_head_size",),
-)
-
-_DISTILBERT = Layout(
-    layers="transformer.layer",
-    attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    attention_out="attention.out_lin",
-    ffn_in=("ffn.lin1",),
-    ffn_out="ffn.lin2",
-    head_counts=("attention.n_heads",),
-    config_heads="n_heads",
-    config_neurons="hidden_dim",
-    config_hidden="dim",
-    config_layers="n_layers",
-    config_activation="activation",
-)
-
-LAYOUTS: dict[str, Layout] = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
+from autodisc.models.modeling_autodisc import LAYOUTS, Layout
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
@@ -72,7 +29,7 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if layout is None:
         raise ModelError(
             f"model: family '{config.model_type}' has no layout; supported: {', '.join(sorted(LAYOUTS))}."
-            " Write one in autodisc/models/layouts.py."
+            " Write one in autodisc/models/modeling_autodisc.py."
         )
     return layout
 
@@ -111,34 +68,27 @@ class Block:
 
     def declare_heads(self, heads: int) -> None:
         """Make the attributes that state the number of heads true."""
-        for names, value in ((self.layout.head_counts, heads), (self.layout.head_sizes, heads * self.head_size)):
-            for name in names:
-                parent, _, attribute = name.rpartition(".")
-                setattr(self.layer.get_submodule(parent), attribute, value)
+        self.layout.declare_heads(self.layer, heads, self.head_size)
 
 
 def _linear(layer: nn.Module, name: str) -> nn.Linear:
     module = layer.get_submodule(name)
-    assert isinstance(module, nn.Linear), f"{name} is a {type(module).__name__}"
+    if not isinstance(module, nn.Linear):
+        raise ModelError(f"model: {name} is a {type(module).__name__}, not a Linear; give it in floating point")
     return module
 
 
 def blocks(model: PreTrainedModel) -> list[Block]:
     """The layers of a model, bottom first; raises ModelError for an unsupported family."""
     layout = layout_of(model.config)
-    head_size = getattr(model.config, layout.config_hidden) // getattr(model.config, layout.config_heads)
+    head_size = layout.head_size(model.config)
     layers: Sequence[nn.Module] = model.base_model.get_submodule(layout.layers)  # type: ignore[assignment]
     return [Block(layer, layout, head_size) for layer in layers]
 
 
 def base_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     """(layers L, heads H, neurons N a layer) of the unpruned architecture."""
-    layout = layout_of(config)
-    return (
-        getattr(config, layout.config_layers),
-        getattr(config, layout.config_heads),
-        getattr(config, layout.config_neurons),
-    )
+    return layout_of(config).shape(config)
 
 
 def embeddings(model: PreTrainedModel) -> list[nn.Module]:

@@ -88,8 +88,8 @@ def removal_order(model: PreTrainedModel, moments: Moments, only: Collection[int
 def second_moments(
     model: PreTrainedModel, split: Split, *, batch_size: int, task: Task, runtime: Runtime, ledger: Ledger, bar: Bar
 ) -> Moments:
-    """What enters every output projection, and the Fisher gradients of what leaves it."""
-    sinks = [sink for block in blocks(model) for sink in (block.attention_out, block.ffn_out)]
+    """What enters every output projection that has units left, and the Fisher gradients of what leaves it."""
+    sinks = [s for block in blocks(model) for s in (block.attention_out, block.ffn_out) if s.weight.shape[1]]
     moments = {sink: _Moments.none(sink) for sink in sinks}
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
     frozen = [(p, p.requires_grad) for p in model.parameters()]

@@ -14,7 +14,8 @@ from autodisc.errors import UserError
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
 from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
-from autodisc.reporting.report import Part, Picture, page, replace_all, text
+from autodisc.reporting.report import Part, Picture, page, text
+from autodisc.reporting.texts import replace_all
 
 PLOT, LETTER, LINE, BESIDE = (640, 300), 7, 16, 12  # pixels: of the plot, a letter, a line of text, a label's distance
 

@@ -6,11 +6,7 @@ never markup. Opens a finished study without torch.
 
 from __future__ import annotations
 
-import html
 import json
-import os
-import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +24,7 @@ from autodisc.reporting.records import read_records
 from autodisc.reporting.rows import StudySummary, Summary
 from autodisc.reporting.summary import summarize
 from autodisc.reporting.tables import Table, tables
+from autodisc.reporting.texts import markdown_table, md, replace_all
 
 PROJECT = "autodisc"
 UNITS: tuple[tuple[CostUnit, str], ...] = (("seconds", "wall time"), ("flops", "FLOPs"))
@@ -109,16 +106,16 @@ def page(title: str, parts: Sequence[Part]) -> str:
 
 def text(title: str, parts: Sequence[Part]) -> str:
     """Markdown: what the page says, without the pictures."""
-    written = [f"# {_md(title)}"]
+    written = [f"# {md(title)}"]
     for part in parts:
         study = part.study
         if len(parts) > 1:
-            written.append(f"## {_md(study_title(study))}")
-        written.append("\n".join(_md(sentence) + "  " for sentence in study.verdict).rstrip())
+            written.append(f"## {md(study_title(study))}")
+        written.append("\n".join(md(sentence) + "  " for sentence in study.verdict).rstrip())
         for heading, sentences in (("What speaks against it", study.against), ("Caveats", study.caveats)):
             if sentences:
-                written.append(f"**{heading}**\n\n" + "\n".join(f"- {_md(sentence)}" for sentence in sentences))
-        written += [_markdown_table(table) for table in part.tables]
+                written.append(f"**{heading}**\n\n" + "\n".join(f"- {md(sentence)}" for sentence in sentences))
+        written += [markdown_table(table) for table in part.tables]
     return "\n\n".join(written) + "\n"
 
 
@@ -220,32 +217,3 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def _md(text: str) -> str:
-    """``text`` as text: neither HTML nor a link, a table's border or emphasis."""
-    return re.sub(r"([\\`*\[\]|])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
-
-
-def _markdown_table(table: Table) -> str:
-    head = "| " + " | ".join(_md(column) for column in table.columns) + " |"
-    rule = "|" + "|".join("---" if i in table.words else "--:" for i in range(len(table.columns))) + "|"
-    rows = ["| " + " | ".join(_md(cell) for cell in row) + " |" for row in table.rows]
-    return "\n".join([f"### {_md(table.title)}", "", head, rule, *rows])
-
-
-def replace_all(texts: dict[Path, str]) -> None:
-    """Write every file beside its place first, then put all in place: a full disk leaves what was there."""
-    ready: list[tuple[str, Path]] = []
-    try:
-        for path, text in texts.items():
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-            ready.append((temporary, path))
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(temporary, 0o644)
-        for temporary, path in ready:
-            os.replace(temporary, path)
-    finally:
-        for temporary, _ in ready:
-            Path(temporary).unlink(missing_ok=True)

@@ -26,9 +26,11 @@ from rich.text import Text
 
 from autodisc.progress import Bar, Progress, Silent
 from autodisc.reporting import units
+from autodisc.reporting.bench import bench_tables
 from autodisc.reporting.rows import StrategyRow, Summary
 from autodisc.reporting.summary import baseline_rows, trial_rows
 from autodisc.reporting.tables import Table, baseline_table, strategy_table, trial_table, trials_as_table
+from autodisc.search.budgets import said
 
 PIPE_WIDTH = 160  # columns
 
@@ -121,7 +123,7 @@ class RichProgress:
 def print_search(result: dict[str, Any], *, console: Console | None = None) -> None:
     """The candidates of a search's result, the chosen one marked."""
     rows = trial_rows(result)
-    best = result["best"]
+    best, student = result["best"], result.get("student")
     marked = next((i for i, row in enumerate(rows) if best and row.sparsity == best["sparsity"]), None)
     out = _console(console)
     _print_table(out, trials_as_table(rows, lam=None, marked=marked))
@@ -134,6 +136,63 @@ def print_search(result: dict[str, Any], *, console: Console | None = None) -> N
         out.print("chosen: none; no candidate left the floor by its standard error")
     else:
         out.print("chosen: none; no trial completed")
+    if student is not None:
+        out.print(f"student: sparsity {units.plain(student['sparsity'])}, the least within the budget: {said(student)}")
+
+
+def print_candidates(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """Teacher, candidates and student by size, the chosen one marked."""
+    rows = [("teacher", result["teacher"]), *(("candidate", row) for row in result["candidates"])]
+    rows.append(("student", result["student"]))
+    columns = ("model", "sparsity", "metric", "parameters", "MACs", "latency ms", "feasible")
+    cells = [
+        (
+            name,
+            units.plain(row["sparsity"]),
+            units.plus_minus(row["metric"], row.get("standard_error")),
+            units.scaled(row["params"]),
+            units.scaled(row["macs"]),
+            units.fixed(row["latency_ms"], 2),
+            {True: "yes", False: "no", None: units.NONE}[row.get("feasible")],
+        )
+        for name, row in rows
+    ]
+    marked = next((i for i, (_, row) in enumerate(rows) if row.get("chosen")), None)
+    out, latency, reach = _console(console), result["latency"], result["exportable"]
+    _print_table(out, Table("Candidates on validation", columns, tuple(cells), marked=marked, words=(0, 6)))
+    out.print("parameters: of the encoder; MACs: of one sequence of 128 tokens")
+    out.print(
+        f"latency: predicted from timings of the layers in torch, batch {latency['batch']}, length {latency['length']},"
+        f" {latency['precision']}, {units.plural(latency['threads'], 'thread')}, {latency['device']}"
+    )
+    out.print(f"exportable: any sparsity from {units.plain(reach['from'])} to {units.plain(reach['to'])}")
+
+
+def print_export(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """What was written, and what it is worth."""
+    out = _console(console)
+    if "sparsity" in result:
+        out.print(f"sparsity: {units.plain(result['sparsity'])}")
+    if "used" in result:
+        out.print(f"budget: {said(result['used'])}")
+    sizes = f"{units.scaled(result['params'])} encoder parameters, {units.scaled(result['macs'])} MACs"
+    out.print(f"size: {sizes}, {units.scaled(result['bytes'], 'B')} on disk")
+    if "metric" in result:
+        spread = units.plus_minus(result["metric"], result["standard_error"])
+        text = f"metric: {spread} on {result['split']} ({result['examples']} examples), floor {result['floor']:.3f}"
+        out.print(text if result["feasible"] else f"{text}; it has not left the floor")
+    if "max_difference" in result:
+        out.print(f"largest difference of a logit to torch's, on validation: {result['max_difference']:.1e}")
+    if "int8" in result:
+        small = result["int8"]
+        size = units.scaled(small["bytes"], "B")
+        out.print(
+            f"int8: metric {result['metric']:.3f} before, {small['metric']:.3f} after, on validation"
+            f" ({small['file']}, {size})"
+        )
+    if result["format"] == "dense":
+        out.print("dense: opens by plain from_pretrained, and is as large and no faster than the teacher")
+    out.print(f"{result['format']}: {result['path']}, in {units.duration(result['seconds'])}")
 
 
 def print_distill(result: dict[str, Any], *, console: Console | None = None) -> None:
@@ -196,6 +255,15 @@ def print_prediction(result: dict[str, Any], *, console: Console | None = None) 
     out = _console(console)
     _print_table(out, Table("Predicted", columns, tuple(rows), marked=len(rows) - 1))
     out.print("What a cache already holds is charged as if made: the search itself may take less.")
+
+
+def print_bench(result: dict[str, Any], *, console: Console | None = None) -> None:
+    """Latencies of models, and what could not be timed."""
+    out = _console(console)
+    for table in bench_tables(result):
+        _print_table(out, table)
+    for kind, why in result["left_out"].items():
+        out.print(f"{kind}: left out; {why}")
 
 
 def print_summary(summary: Summary, *, console: Console | None = None) -> None:

@@ -25,12 +25,14 @@ from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
 from autodisc.search.scorers import beside, let_go
 from autodisc.search.stopping import Judge, Standing, values_of
 from autodisc.search.storage import DONE, ERROR, ask, completed, enqueue_missing, tell, waiting
+from autodisc.search.students import Latency
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
 from autodisc.search.workers import apart, processes, spread
 
 STAGE = "trials"
 FLOOR_CONSTRAINT = "leaves the floor"
 STARTUP = 10  # random trials before the sampler learns from them: Optuna's default for TPE
+LATENCY = "latency_ms"
 SCORE = ("sparsity", "metric", "floor", "standard_error")
 
 
@@ -48,8 +50,13 @@ def run_study(
     candidates: Mapping[float, Candidate],
     config: SearchConfig,
     workshop: Workshop,
+    *,
+    latency: Latency | None = None,
 ) -> None:
-    """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total."""
+    """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total.
+
+    With ``latency`` a trial records what is predicted of its candidate.
+    """
     points = sorted(candidates)
     total = config.trials or len(points)
     sample = config.low is not None and total < len(points)
@@ -73,6 +80,8 @@ def run_study(
                 raise
             let_go(opened)
             for trial in trials:
+                if latency is not None:
+                    trial.set_user_attr(LATENCY, latency(asked[trial.number]))
                 _settle(study, trial, found[asked[trial.number]], config)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
 
@@ -192,6 +201,8 @@ def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": sparsity}
     names = ("metric", "floor", "standard_error", "scale", "params", "macs", "seconds", "candidate")
     row |= {name: trial.user_attrs.get(name) for name in names}
+    if LATENCY in trial.user_attrs:
+        row[LATENCY] = trial.user_attrs[LATENCY]
     if trial.state is TrialState.PRUNED:
         # A metric of some examples is not to be ranked with those of all, under whatever λ.
         row["stopped"] = {name: trial.user_attrs[name] for name in (*SCORE[1:], "examples")}

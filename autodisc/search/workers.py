@@ -16,12 +16,12 @@ import joblib
 import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
-from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from autodisc.costs import Ledger
 from autodisc.distillation.schedule import Distilled, Workshop
 from autodisc.errors import TrainingError
-from autodisc.models.checkpoints import Kept, resize
+from autodisc.models.checkpoints import unfilled
 from autodisc.progress import Silent
 
 Key = TypeVar("Key")
@@ -59,9 +59,7 @@ def packed(value: Any) -> Any:
 def opened(value: Any) -> Any:
     """What was ``packed``, with a model of its own."""
     if isinstance(value, _Parcel):
-        model = AutoModelForSequenceClassification.from_config(value.config, dtype=torch.float32)
-        kept = Kept.of(value.config)
-        resize(model, [len(layer) for layer in kept.heads], [len(layer) for layer in kept.neurons])
+        model = unfilled(value.config)
         model.load_state_dict(value.weights)
         return model.eval().to(value.device)
     if isinstance(value, Distilled):

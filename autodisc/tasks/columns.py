@@ -27,9 +27,8 @@ SHOWN = 12  # known labels in a message
 AT_ONCE = 1000  # rows that are Python objects at a time
 
 
-def text_columns(config: TaskConfig, rows: Dataset) -> tuple[str, ...]:
+def text_columns(config: TaskConfig, have: Sequence[str], where: str = "train") -> tuple[str, ...]:
     """The one or two text columns: the options', else the GLUE task's, else GLUE's usual ones."""
-    have = rows.column_names
     usual: list[tuple[str, ...]] = [("sentence",), ("sentence1", "sentence2")]
     if config.name in GLUE:
         usual.insert(0, GLUE[config.name].columns)
@@ -39,22 +38,22 @@ def text_columns(config: TaskConfig, rows: Dataset) -> tuple[str, ...]:
     if found is None:
         expected = " or ".join(" + ".join(names) for names in dict.fromkeys(usual))
         raise DataError(
-            f"train: no text column {expected}; it has {', '.join(have)}; name yours with --text and --text-pair"
+            f"{where}: no text column {expected}; it has {', '.join(have)}; name yours with --text and --text-pair"
         )
     return found if config.text_pair is None else (found[0], config.text_pair)
 
 
-def check_columns(rows: Dataset, split: str, texts: Sequence[str], label: str) -> None:
-    for name, option in zip((*texts, label), (*("--text", "--text-pair")[: len(texts)], "--label"), strict=True):
-        if name not in rows.column_names:
-            raise DataError(
-                f"{split}: no column '{name}'; it has {', '.join(rows.column_names)}; name yours with {option}"
-            )
+def check_columns(have: Sequence[str], where: str, texts: Sequence[str], label: str | None) -> None:
+    options = dict(zip(texts, ("--text", "--text-pair"), strict=False))
+    for name in (*texts, *([label] if label is not None else [])):
+        if name not in have:
+            option = options.get(name, "--label")
+            raise DataError(f"{where}: no column '{name}'; it has {', '.join(have)}; name yours with {option}")
 
 
 def read_texts(rows: Dataset, split: str, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Each row's text columns as strings, none missing."""
-    columns = ((_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)) for name in names)
+    columns = ((as_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)) for name in names)
     return zip(*columns, strict=True)
 
 
@@ -85,17 +84,14 @@ class Labels:
             return cls(None)
         values = set()
         for i, value in enumerate(_values(train, config.label), 1):
-            if _missing(value):
-                raise _missing_error(config.label, "train", i)
+            filled(value, "train", i, config.label)
             if isinstance(value, float) or _DECIMAL.fullmatch(str(value)):
                 raise DataError(
                     f"train row {i}: label {value!r} is a decimal, but {metric.name} needs classes; "
                     "for a regression take --metric pearson_spearman"
                 )
             values.add(str(value))
-        labels = cls._of_values(
-            values, known or (GLUE[config.name].label_names if config.name in GLUE else None), known
-        )
+        labels = cls.of_values(values, known or (GLUE[config.name].label_names if config.name in GLUE else None), known)
         if metric.name in BINARY and len(labels.names or ()) != 2:
             raise ConfigError(
                 f"task.metric: {metric.name} is for 2 classes, the labels have {len(labels.names or ())}; take f1_macro"
@@ -103,7 +99,8 @@ class Labels:
         return labels
 
     @classmethod
-    def _of_values(cls, values: set[str], names: tuple[str, ...] | None, known: tuple[str, ...] | None) -> Labels:
+    def of_values(cls, values: set[str], names: tuple[str, ...] | None, known: tuple[str, ...] | None) -> Labels:
+        """``values`` are all that occur, ``names`` what they may be called, ``known`` the teacher's classes, if any."""
         integers = all(_INTEGER.fullmatch(value) for value in values)
         if names is not None and values <= set(names):
             return cls(names)
@@ -117,15 +114,13 @@ class Labels:
 
     def read(self, rows: Dataset, split: str, column: str) -> np.ndarray:
         """The labels of a split (N,): int64 class ids, or float32."""
-        number, dtype = (_number, np.float32) if self.names is None else (self._id, np.int64)
+        numbers = (self.number(value, split, i, column) for i, value in enumerate(_values(rows, column), 1))
+        return np.fromiter(numbers, np.float32 if self.names is None else np.int64, count=len(rows))
 
-        def numbers() -> Iterator[float]:
-            for i, value in enumerate(_values(rows, column), 1):
-                if _missing(value):
-                    raise _missing_error(column, split, i)
-                yield number(value, split, i)
-
-        return np.fromiter(numbers(), dtype, count=len(rows))
+    def number(self, value: Any, where: str, row: int, column: str) -> float:
+        """One label as a class id, or as the value of a regression."""
+        filled(value, where, row, column)
+        return _number(value, where, row) if self.names is None else self._id(value, where, row)
 
     def _id(self, value: Any, split: str, row: int) -> int:
         names, text = self.names or (), str(value)
@@ -150,11 +145,19 @@ def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
+def filled(value: Any, where: str, row: int, column: str) -> Any:
+    """``value``, which a cell must have."""
+    if _missing(value):
+        raise _missing_error(column, where, row)
+    return value
+
+
 def _missing_error(column: str, split: str, row: int) -> DataError:
     return DataError(f"{split} row {row}: column '{column}' is empty; fill it or remove the row")
 
 
-def _text(value: Any, split: str, row: int, column: str) -> str:
+def as_text(value: Any, split: str, row: int, column: str) -> str:
+    """A cell as a string; DataError where it is empty, or no text."""
     if _missing(value) or (isinstance(value, str) and not value.strip()):
         raise _missing_error(column, split, row)
     if not isinstance(value, str | int | float):

@@ -26,7 +26,7 @@ from autodisc.tasks import columns, sources
 from autodisc.tasks.metrics import GLUE, METRICS, Kind, Metric
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
     from transformers import PreTrainedTokenizerBase
 
 TOKENISING_VERSION = 2  # part of the cache key: raise it when `_tokenise` changes
@@ -103,11 +103,11 @@ def load_task(
     if tokenizer.pad_token_id is None:
         raise DataError("tokenizer: it has no padding token, which batches need; set one and save it again")
     raw = sources.read_splits(config, cache_dir, progress)
-    texts = columns.text_columns(config, raw["train"])
+    texts = columns.text_columns(config, raw["train"].column_names)
     if "test" in raw and columns.is_unlabelled(raw["test"], config.label):
         del raw["test"]
     for name, rows in raw.items():
-        columns.check_columns(rows, name, texts, config.label)
+        columns.check_columns(rows.column_names, name, texts, config.label)
     labels = columns.Labels.of(raw["train"], config, metric, label_names)
 
     splits, held_out = {}, np.empty(0, np.int64)
@@ -199,33 +199,54 @@ def _tokenise(
     if file.is_file():
         return datasets.Dataset.from_file(str(file))
     file.parent.mkdir(parents=True, exist_ok=True)
-    features = {"input_ids": datasets.List(datasets.Value("int32"))}
-    if "token_type_ids" in tokenizer.model_input_names:
-        features["token_type_ids"] = datasets.List(datasets.Value("int8"))
 
     with progress.stage(f"Tokenising {name}", len(rows)) as bar, sources.quiet_datasets():
 
         def encode(batch: dict[str, list[Any]]) -> dict[str, Any]:
             strings = [[str(value) for value in batch[column]] for column in texts]
-            encoded = tokenizer(
-                *strings,
-                truncation=True,
-                max_length=longest,
-                padding=False,
-                return_attention_mask=False,
-                return_token_type_ids="token_type_ids" in features,
-            )
+            encoded = _encode(strings, tokenizer, longest)
             bar.advance(len(strings[0]))
-            return {column: encoded[column] for column in features}
+            return encoded
 
         return rows.select_columns(list(texts)).map(
             encode,
             batched=True,
             remove_columns=list(texts),
-            features=datasets.Features(features),
+            features=_features(tokenizer),
             cache_file_name=str(file),  # written under a temporary name, then moved
             new_fingerprint=key,  # `datasets` would hash the tokenizer, whose truncation state changes as it works
         )
+
+
+def tokenised(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:
+    """Rows of one or two texts as a split in memory, cut to ``longest`` tokens; its labels are all 0."""
+    import datasets
+
+    encoded = _encode([list(column) for column in zip(*texts, strict=True)], tokenizer, longest)
+    tokens = datasets.Dataset.from_dict(encoded, features=_features(tokenizer))
+    return _split("rows", tokens, np.zeros(len(texts), np.int64))
+
+
+def _encode(strings: list[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> dict[str, Any]:
+    """Tokens of one or two columns of texts."""
+    encoded = tokenizer(
+        *strings,
+        truncation=True,
+        max_length=longest,
+        padding=False,
+        return_attention_mask=False,
+        return_token_type_ids="token_type_ids" in tokenizer.model_input_names,
+    )
+    return {column: encoded[column] for column in _features(tokenizer)}
+
+
+def _features(tokenizer: PreTrainedTokenizerBase) -> Features:
+    import datasets
+
+    features = {"input_ids": datasets.List(datasets.Value("int32"))}
+    if "token_type_ids" in tokenizer.model_input_names:
+        features["token_type_ids"] = datasets.List(datasets.Value("int8"))
+    return datasets.Features(features)
 
 
 def _identity(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -25,6 +25,7 @@ Kind = Literal["classification", "regression"]
 CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
 BINARY = ("f1", "accuracy_f1")  # defined by a positive class, 1
 RESAMPLES = 200  # the standard error itself is then known to about 5 %
+DRAWN = 1_000_000  # examples of a bootstrap in memory; all of 200,000 rows' would be 40 million
 _PARTS: dict[str, tuple[MetricName, ...]] = {
     "accuracy_f1": ("accuracy", "f1"),
     "pearson_spearman": ("pearson", "spearman"),
@@ -78,8 +79,11 @@ class Metric:
             return math.sqrt(p * (1 - p) / n)
         rng = np.random.default_rng(seed)
         if self.kind == "regression":
-            drawn = rng.integers(n, size=(RESAMPLES, n))
-            return float(np.std(_correlations(self.name, predictions[drawn], labels[drawn]), ddof=1))
+            at_once = max(1, DRAWN // n)
+            parts = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
+            draws = (rng.integers(n, size=(part, n)) for part in parts)  # the same numbers as in one part
+            values = [_correlations(self.name, predictions[drawn], labels[drawn]) for drawn in draws]
+            return float(np.std(np.concatenate(values), ddof=1))
         classes, codes = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
         V = len(classes)
         cells = np.bincount(codes[:n] * V + codes[n:], minlength=V * V)  # label by prediction

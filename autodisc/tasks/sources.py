@@ -117,10 +117,14 @@ def _csv_options(path: Path) -> dict[str, Any]:
     import datasets
 
     with path.open(encoding="utf-8-sig", newline="") as file:  # a byte order mark is not part of a name
-        header = next(csv.reader(file))
-    names = [name or f"Unnamed: {i}" for i, name in enumerate(header)]
+        names = csv_names(next(csv.reader(file)))
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
+
+
+def csv_names(header: list[str]) -> list[str]:
+    """The columns that a CSV file's first line names."""
+    return [name or f"Unnamed: {i}" for i, name in enumerate(header)]
 
 
 def _read_hub(task: str, cache_dir: Path) -> dict[str, Dataset]:

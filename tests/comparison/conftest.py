@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +9,8 @@ from typing import Any
 
 import pytest
 
-from autodisc import api
 from autodisc.comparison.config import ComparisonConfig, make_comparison
 from autodisc.comparison.running import run
-from autodisc.config import make_config
-from autodisc.models.checkpoints import save_model
 
 SETTINGS: dict[str, Any] = {
     "search": {
@@ -27,37 +22,6 @@ SETTINGS: dict[str, Any] = {
     "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
     "runtime": {"threads": 1, "precision": "fp32"},
 }
-
-
-@pytest.fixture(scope="package")
-def furnished(tmp_path_factory, tiny, word_tokenizer) -> Path:
-    """data/ (the label is whether "good" or "bad" is said), teacher/ and a cache/."""
-    home = tmp_path_factory.mktemp("comparison")
-    generator = random.Random(1)
-    (home / "data").mkdir()
-    for split, count in (("train", 160), ("validation", 80), ("test", 60)):
-        with (home / "data" / f"{split}.csv").open("w", newline="") as file:
-            rows = csv.writer(file)
-            rows.writerow(["sentence", "label"])
-            for i in range(count):
-                words = [f"w{generator.randrange(50)}" for _ in range(generator.randrange(3, 8))]
-                words[generator.randrange(len(words))] = "good" if i % 2 else "bad"
-                rows.writerow([" ".join(words), i % 2])
-    save_model(tiny(layers=2), word_tokenizer, home / "encoder")
-    teacher = {"model": str(home / "encoder"), "finetune": {"epochs": 6, "batch_size": 16, "lr": 3e-3}}
-    made = api.finetune(
-        make_config(
-            {
-                "task": {"name": "mine", "metric": "accuracy_f1", "data": str(home / "data")},
-                "teacher": teacher,
-                "cache": {"dir": str(home / "cache")},
-                "runtime": SETTINGS["runtime"],
-            }
-        ),
-        home / "teacher",
-    )
-    assert made["metric"] > 0.9
-    return home
 
 
 @pytest.fixture(scope="package")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -12,11 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import autodisc
+from autodisc.config import ImportanceConfig
+from autodisc.costs import Ledger
 from autodisc.errors import CheckpointError, ModelError, UserError
 from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, save_model
 from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
+from autodisc.pruning.importance import rank_units
+from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.search.workers import opened, packed
 
 UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
 EMPTY = Candidate(0.9, heads=(0, 0, 1), neurons=(0, 0, 8))  # several tensors without an element
@@ -45,9 +52,9 @@ def change_weights(folder: Path, change: Callable[[dict], None]) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
-def refused(folder: Path, kind: type[UserError], pattern: str) -> None:
+def refused(folder: Path, kind: type[UserError], pattern: str, *, verify: bool = True) -> None:
     with pytest.raises(kind, match=pattern) as caught:
-        load(folder)
+        load(folder, verify=verify)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
 
@@ -80,42 +87,121 @@ def test_a_loaded_model_can_be_cut_again(saved, tiny, random_ranking, same_weigh
     assert same_weights(Supernet(load(saved), ranking).extract(small), extract(model, ranking, small))
 
 
-def test_a_half_precision_file_is_loaded_as_fp32(saved):
-    change_weights(saved, lambda weights: weights.update({k: v.bfloat16() for k, v in weights.items()}))
-    assert {p.dtype for p in load(saved).parameters()} == {torch.float32}
+def test_a_loaded_model_without_units_in_some_layers_can_be_ranked_refitted_and_sent(
+    saved, same_weights, make_task, make_runtime
+):
+    """Its empty layers run no products; what hooks into them sees what it would of a cut in memory."""
+    task, runtime = make_task(), make_runtime()
+    loaded = load(saved)
+    for criterion in ("fisher", "first-order"):
+        ranking = rank_units(loaded, task, ImportanceConfig(criterion=criterion, examples=16), runtime=runtime)
+        assert len(ranking.heads) == 4
+    small = extract(loaded, ranking, Candidate(0.9, heads=(1, 0, 1), neurons=(8, 8, 0)))
+    before = copy.deepcopy(small)
+    refit(small, loaded, task.train, task=task, runtime=runtime, ledger=Ledger())
+    assert not same_weights(small, before)
+    assert same_weights(opened(pickle.loads(pickle.dumps(packed(small)))), small)
 
 
-def test_a_truncated_file_is_refused(saved):
+def test_a_half_precision_file_is_loaded_as_fp32(tiny, random_ranking, tmp_path):
+    model = tiny()
+    save_model(extract(model, random_ranking(model), UNEVEN).bfloat16(), None, tmp_path / "half")
+    assert {p.dtype for p in load(tmp_path / "half").parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("left", [-1000, 0], ids=["truncated", "empty"])
+def test_a_truncated_file_is_refused(saved, left):
     path = saved / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    refused(saved, CheckpointError, "pruned: weights cannot be loaded")
+    path.write_bytes(path.read_bytes()[:left])
+    refused(saved, CheckpointError, "pruned: model.safetensors: not what was saved")
+    refused(saved, CheckpointError, "pruned: weights cannot be loaded", verify=False)
 
 
-def test_an_empty_file_is_refused(saved):
-    (saved / "model.safetensors").write_bytes(b"")
-    refused(saved, CheckpointError, "pruned: weights cannot be loaded")
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.999])
+def test_one_flipped_bit_of_the_weights_is_refused(saved, where):
+    path = saved / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[int(where * len(content))] ^= 1
+    path.write_bytes(content)
+    refused(saved, CheckpointError, "pruned: model.safetensors: not what was saved.*verify=False.*save it again")
 
 
-def test_a_truncated_unpruned_model_is_refused(tiny, tmp_path):
-    save_model(tiny(), None, tmp_path / "model")
-    path = tmp_path / "model" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    refused(tmp_path / "model", CheckpointError, "weights cannot be loaded")
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values.update(hidden_act="relu"),
+        lambda values: values.update(dtype="float16"),
+        lambda values: values["id2label"].update({"0": "LABEL_1", "1": "LABEL_0"}),
+        lambda values: values.update(transformers_weights="other.safetensors"),
+        lambda values: values["autodisc"]["kept_heads"].__setitem__(0, [0, 1, 3]),
+    ],
+    ids=["activation", "dtype", "labels", "another file", "kept heads"],
+)
+def test_a_changed_setting_is_refused(tiny, random_ranking, tmp_path, change):
+    model = tiny()
+    model.config.id2label = {0: "LABEL_0", 1: "bad"}
+    save_model(extract(model, random_ranking(model), UNEVEN), None, tmp_path / "pruned")
+    change_config(tmp_path / "pruned", change)
+    refused(tmp_path / "pruned", CheckpointError, "config.json: not what was saved")
+
+
+def test_who_wrote_a_config_and_how_it_is_laid_out_do_not_matter(saved):
+    before = load(saved)(**IDS).logits
+    change_config(saved, lambda values: values.update(transformers_version="9", _name_or_path="/elsewhere"))
+    assert torch.equal(load(saved)(**IDS).logits, before)
+
+
+def test_an_edit_that_is_meant_is_opened_unverified_and_verifies_when_saved_again(saved):
+    change_config(saved, lambda values: values.update(hidden_act="relu"))
+    edited = load(saved, verify=False)
+    save_model(edited, None, saved)
+    assert torch.equal(load(saved)(**IDS).logits, edited(**IDS).logits)
+
+
+def test_a_folder_of_format_1_opens_unverified_and_has_digests_when_saved_again(saved, same_weights):
+    cut = load(saved)
+    change_config(saved, as_format_1)
+    (saved / "modeling_autodisc.py").unlink()
+    old = load(saved)
+    assert same_weights(old, cut)
+    save_model(old, None, saved)
+    assert set(json.loads((saved / "config.json").read_text())["autodisc"]["digests"]) == {
+        "config.json",
+        "model.safetensors",
+        "modeling_autodisc.py",
+    }
+    assert same_weights(load(saved), cut)
+
+
+def as_format_1(values: dict) -> None:
+    values["autodisc"].pop("digests")
+    values["autodisc"]["format"] = 1
+    values.pop("auto_map")
+
+
+@pytest.mark.parametrize("left", ["all", "none"])
+def test_digests_cannot_be_lost(saved, left):
+    change_config(
+        saved,
+        lambda values: values["autodisc"].update(format=1) if left == "all" else values["autodisc"].pop("digests"),
+    )
+    refused(saved, CheckpointError, "config.autodisc.digests")
 
 
 def test_missing_weights_are_refused(saved):
     (saved / "model.safetensors").unlink()
-    refused(saved, ModelError, "model.safetensors")
+    refused(saved, CheckpointError, "model.safetensors: missing")
+    refused(saved, ModelError, "model.safetensors", verify=False)
 
 
 def test_a_missing_key_is_refused(saved):
     change_weights(saved, lambda weights: weights.pop("bert.encoder.layer.0.output.dense.weight"))
-    refused(saved, CheckpointError, "layer.0.output.dense.weight")
+    refused(saved, CheckpointError, "missing keys.*layer.0.output.dense.weight", verify=False)
 
 
 def test_an_unknown_key_is_refused(saved):
     change_weights(saved, lambda weights: weights.update(extra=torch.ones(1)))
-    refused(saved, CheckpointError, "extra")
+    refused(saved, CheckpointError, "unexpected keys extra", verify=False)
 
 
 @pytest.mark.parametrize("key", ["bert.encoder.layer.1.output.dense.weight", "bert.embeddings.LayerNorm.weight"])
@@ -136,34 +222,42 @@ def test_a_pretrained_model_without_a_classifier_is_sent_to_finetune(tiny, tmp_p
 def test_weights_of_another_shape_are_refused(saved):
     name = "bert.encoder.layer.0.output.dense.weight"
     change_weights(saved, lambda weights: weights.update({name: weights[name][:, :-1].contiguous()}))
-    refused(saved, CheckpointError, "does not fit config.json.*layer.0.output.dense.weight")
+    refused(saved, CheckpointError, "does not fit config.json.*layer.0.output.dense.weight", verify=False)
 
 
 def test_kept_units_that_the_weights_do_not_have_are_refused(saved):
     change_config(saved, lambda values: values["autodisc"]["kept_neurons"].__setitem__(2, [0, 1]))
-    refused(saved, CheckpointError, "does not fit config.json")
+    refused(saved, CheckpointError, "does not fit config.json", verify=False)
 
 
 @pytest.mark.parametrize("layer", [[0, 4], [-1, 0], [2, 1], [1, 1], ["0"], [True], [0.0], None], ids=repr)
 def test_kept_units_that_cannot_be_are_refused(saved, layer):
     change_config(saved, lambda values: values["autodisc"]["kept_heads"].__setitem__(0, layer))
-    refused(saved, CheckpointError, r"kept_heads\[0\]: expected ascending indices in \[0, 4\)")
+    refused(saved, CheckpointError, r"kept_heads\[0\]: expected ascending indices in \[0, 4\)", verify=False)
 
 
 def test_kept_units_for_another_number_of_layers_are_refused(saved):
     change_config(saved, lambda values: values["autodisc"]["kept_heads"].pop())
-    refused(saved, CheckpointError, "kept_heads: expected one list for each of 3 layers")
+    refused(saved, CheckpointError, "kept_heads: expected one list for each of 3 layers", verify=False)
 
 
-@pytest.mark.parametrize("entry", [{"format": 2}, {}, "pruned", 1], ids=repr)
+@pytest.mark.parametrize("entry", [{"format": 3}, {"format": True}, {}, "pruned", 1], ids=repr)
 def test_another_format_is_refused(saved, entry):
     change_config(saved, lambda values: values.update(autodisc=entry))
-    refused(saved, CheckpointError, "this version reads 1.*Upgrade autodisc")
+    for verify in (True, False):
+        refused(saved, CheckpointError, "this version reads 1 to 2.*Upgrade autodisc", verify=verify)
+
+
+def test_a_key_of_a_newer_version_is_refused(saved):
+    change_config(saved, lambda values: values["autodisc"].update(kept_experts=[[0]]))
+    for verify in (True, False):
+        refused(saved, CheckpointError, "config.autodisc.kept_experts: unknown.*Upgrade", verify=verify)
 
 
 def test_a_config_without_its_kept_units_is_refused(saved):
     change_config(saved, lambda values: values.pop("autodisc"))
-    refused(saved, CheckpointError, "weights cannot be loaded")
+    refused(saved, CheckpointError, "config.autodisc: missing")
+    refused(saved, CheckpointError, "weights cannot be loaded", verify=False)
 
 
 def test_a_config_that_is_no_json_is_refused(saved):
@@ -196,6 +290,19 @@ def test_a_tokenizer_is_saved_beside_the_model(tiny, word_tokenizer, tmp_path):
     save_model(tiny(), word_tokenizer, tmp_path / "model")
     loaded = load_tokenizer(tmp_path / "model")
     assert loaded("good w1").input_ids == word_tokenizer("good w1").input_ids
+
+
+def test_a_tokenizer_other_than_the_one_saved_with_a_pruned_model_is_refused(saved, word_tokenizer):
+    save_model(load(saved), word_tokenizer, saved)
+    assert load_tokenizer(saved)("good w1").input_ids == word_tokenizer("good w1").input_ids
+    path = saved / "tokenizer.json"
+    path.write_text(path.read_text().replace("good", "dood"))
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: not what was saved"):
+        load_tokenizer(saved)
+    load(saved)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: missing"):
+        load_tokenizer(saved)
 
 
 def test_saving_replaces_a_model(tiny, same_weights, tmp_path):

@@ -1,0 +1,239 @@
+"""What students gain on this machine: latency and throughput of several models, in turn, and why it is not more.
+
+achieved = speed-up over the first model / reduction of the encoder's MACs against it
+
+Runtimes: eager (the model's modules in torch), written (``models/written.py``, in torch), compile (torch.compile of the
+modules), onnx (written, in onnxruntime). Both sides of a speed-up are in the same runtime. MACs are the modules':
+written and onnx, which leave out what no classifier reads, may achieve more than all.
+
+A model's encoder shrinks, its embeddings and its classifier do not: their shares of the time are shown.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from autodisc.config import RuntimeConfig, StudyConfig
+from autodisc.errors import ConfigError
+from autodisc.models.checkpoints import load_model, load_model_config, load_tokenizer
+from autodisc.models.inference import ForwardFlops, count_forward
+from autodisc.models.latency import TURNS, Work, random_inputs, settle_on, shares, take_turns
+from autodisc.models.layouts import blocks, encoder_parameters
+from autodisc.models.runners import KINDS, Absent, Runner, runners
+from autodisc.progress import Progress, Silent
+from autodisc.reporting.records import environment
+from autodisc.runtime import Runtime, make_runtime
+from autodisc.tasks.batches import batches
+from autodisc.tasks.data import load_task
+from autodisc.workspace import cache_folder, label_names
+
+REAL = "real"  # the lengths of the task's validation
+BATCHES, LENGTHS = (1, 8, 32), (16, 64, 128)
+REAL_BATCHES = 64  # different ones at most; a turn goes on where the one before it stopped
+Inputs = Sequence[Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in one runtime at one shape; what is of the first model is None where that has no such row."""
+
+    model: str
+    runtime: str
+    batch: int
+    length: int | str
+    median_ms: float
+    p95_ms: float
+    rows_per_s: float
+    times_as_fast: float  # as the first model in the same runtime
+    mac_reduction: float  # of the encoder
+    achieved: float  # of the MAC reduction
+    embedding_share: float | None = None  # of the time, in eager
+    encoder_share: float | None = None
+    classifier_share: float | None = None
+
+
+def bench(
+    models: Sequence[str | Path],
+    *,
+    config: StudyConfig | None = None,
+    runtimes: Sequence[str] = KINDS,
+    batch_sizes: Sequence[int] = BATCHES,
+    lengths: Sequence[int | str] = LENGTHS,
+    turns: int = TURNS,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Time ``models``; the first is what the others are compared with.
+
+    ``lengths`` are tokens, or "real" for batches of the validation of ``config``'s task. A runtime that is not to be
+    had is left out, with a line; raises ConfigError where none is left, or for a length that has no positions.
+    """
+    progress = progress or Silent()
+    for name in runtimes:
+        if name not in KINDS:
+            raise ConfigError(f"runtimes: got '{name}'; expected {', '.join(KINDS)}")
+    ready = make_runtime(config.runtime if config else RuntimeConfig())
+    names = _names(models)
+    with progress.stage("loading", None):
+        opened = {name: load_model(model) for name, model in zip(names, models, strict=True)}
+        for each in opened.values():
+            each.to(ready.device)  # type: ignore[arg-type]
+    _check_lengths(opened, lengths)
+    flops = {name: _counted(model) for name, model in opened.items()}
+    real: dict[int, Inputs] = {}
+    if REAL in lengths:
+        if config is None:
+            raise ConfigError("lengths: 'real' takes a task's own texts; give one, or leave it out")
+        real = _real_inputs(models[0], config, batch_sizes, ready, progress)
+    first = opened[names[0]]
+    cells: dict[tuple[int, int | str], Inputs] = {
+        (batch, length): real[batch] if isinstance(length, str) else [random_inputs(first, batch, length, ready.device)]
+        for batch in batch_sizes
+        for length in lengths
+    }
+
+    rows: list[Row] = []
+    left_out: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in runtimes:
+            try:
+                with progress.stage(f"preparing {kind}", None):
+                    works = runners(kind, opened, [each[0] for each in cells.values()], ready, Path(folder))
+            except Absent as error:
+                left_out[kind] = str(error)
+                progress.say(f"{kind}: left out; {error}")
+                continue
+            with progress.stage(f"timing {kind}", len(cells)) as bar:
+                for (batch, length), inputs in cells.items():
+                    made = _timed(kind, works, batch, length, inputs, flops, ready, turns)
+                    if kind == "eager":
+                        made = [_with_shares(row, opened[row.model], inputs, ready) for row in made]
+                    rows += made
+                    bar.advance()
+    if not rows:
+        raise ConfigError(f"runtimes: {'; '.join(f'{kind}: {why}' for kind, why in left_out.items())}")
+    parameters = {name: encoder_parameters(model) for name, model in opened.items()}
+    return {
+        "models": [
+            {
+                "name": name,
+                "path": str(model),
+                "encoder_parameters": parameters[name],
+                "of_the_first": parameters[name] / parameters[names[0]],
+                "parameters": sum(p.numel() for p in opened[name].parameters()),
+                "heads": [block.heads for block in blocks(opened[name])],
+                "neurons": [block.neurons for block in blocks(opened[name])],
+            }
+            for name, model in zip(names, models, strict=True)
+        ],
+        "rows": [asdict(row) for row in rows],
+        "left_out": left_out,
+        "turns": turns,
+        "task": config.task.name if real and config else None,
+        "environment": {
+            **environment(device=str(ready.device), precision=ready.precision, threads=ready.threads),
+            **({"onnxruntime": importlib.metadata.version("onnxruntime")} if _used(rows, "onnx") else {}),
+        },
+    }
+
+
+def _timed(
+    kind: str,
+    works: Mapping[str, Runner],
+    batch: int,
+    length: int | str,
+    inputs: Inputs,
+    flops: Mapping[str, ForwardFlops],
+    ready: Runtime,
+    turns: int,
+) -> list[Row]:
+    """Every model at one shape; MACs are those of the encoder on the very inputs."""
+    calls = {name: _by_number(run, inputs) for name, run in works.items()}
+    with torch.inference_mode(), ready.autocast():
+        timings = take_turns(calls, turns=turns, settle=settle_on(ready.device))
+    base = next(iter(timings))
+    macs = {name: sum(_encoder(flops[name], *each["input_ids"].shape) for each in inputs) for name in timings}
+    rows = []
+    for name, timing in timings.items():
+        fast, reduction = timing.times_as_fast(timings[base]), macs[base] / max(1, macs[name])
+        per_s = batch * len(timing.calls) / sum(timing.calls)
+        rows.append(
+            Row(name, kind, batch, length, timing.median_ms, timing.p95_ms, per_s, fast, reduction, fast / reduction)
+        )
+    return rows
+
+
+def _by_number(run: Runner, inputs: Inputs) -> Work:
+    return lambda number: run(inputs[number % len(inputs)])
+
+
+def _with_shares(row: Row, model: PreTrainedModel, inputs: Inputs, ready: Runtime) -> Row:
+    found = shares(model, inputs[:8], ready)
+    return replace(row, embedding_share=found.embedding, encoder_share=found.encoder, classifier_share=found.classifier)
+
+
+def _names(models: Sequence[str | Path]) -> list[str]:
+    """The last parts of the paths, so many that no two are alike."""
+    parts = [Path(model).parts for model in models]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-depth:]) for each in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ConfigError(f"model: {models[0]} is given twice; leave one out")
+
+
+def _check_lengths(models: Mapping[str, PreTrainedModel], lengths: Sequence[int | str]) -> None:
+    for name, model in models.items():
+        positions = getattr(model.config, "max_position_embeddings", None)
+        for length in lengths:
+            if isinstance(length, int) and positions is not None and length > positions:
+                raise ConfigError(f"lengths: got {length}; {name} has positions for {positions} tokens")
+
+
+def _counted(model: PreTrainedModel) -> ForwardFlops:
+    return count_forward(model, random_inputs(model, 1, 8, model.device))
+
+
+def _encoder(flops: ForwardFlops, rows: int, length: int) -> int:
+    """MACs of the layers on a batch."""
+    return (flops.of(rows, length) - rows * flops.head) // 2
+
+
+def _real_inputs(
+    model: str | Path,
+    config: StudyConfig,
+    sizes: Sequence[int],
+    ready: Runtime,
+    progress: Progress,
+) -> dict[int, Inputs]:
+    """By batch size, batches of the task's validation in a random order: texts of like length together."""
+    tokenizer = load_tokenizer(model)
+    labels = label_names(load_model_config(model))
+    task = load_task(
+        config.task,
+        tokenizer,
+        seed=ready.seed,
+        cache_dir=cache_folder(config) / "data",
+        label_names=labels,
+        progress=progress,
+    )
+    found: dict[int, Inputs] = {}
+    for size in sizes:
+        made = batches(task.validation, batch_size=size, pad_token_id=task.pad_token_id, generator=None)
+        full = [batch for batch in made if len(batch) == size]
+        if not full:
+            raise ConfigError(f"batches: got {size}; validation has {len(task.validation)} rows, give no more")
+        order = ready.generator("bench", size).permutation(len(full))[:REAL_BATCHES]
+        found[size] = [full[i].to(ready.device).inputs for i in order]
+    return found
+
+
+def _used(rows: Sequence[Row], kind: str) -> bool:
+    return any(row.runtime == kind for row in rows)

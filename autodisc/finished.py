@@ -1,0 +1,101 @@
+"""A study's folder, as what comes after the search opens it.
+
+DIR/config.yaml     the settings that were asked for
+DIR/journal.log     the Optuna studies, where no other storage was asked for
+DIR/ranking.json    the removal orders that its candidates are of
+DIR/supernet/       the recovered weights of all its candidates; of the scorer ``recovered``
+DIR/records/        what was found
+DIR/distilled-N/    assistant and student of each distillation
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel
+
+from autodisc.config import CONFIG, JOURNAL, StudyConfig, read_config
+from autodisc.errors import StudyError
+from autodisc.models.checkpoints import load
+from autodisc.progress import Progress
+from autodisc.pruning.candidates import Candidate
+from autodisc.pruning.supernet import Supernet
+from autodisc.reporting.records import Record, latest, read_records
+from autodisc.search.evaluation import Opened
+from autodisc.search.scorers import Cuts, Slices
+from autodisc.workspace import Workspace, open_workspace, read_ranking
+
+SUPERNET, RANKING = "supernet", "ranking.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A study that has its result."""
+
+    folder: Path
+    config: StudyConfig  # with the student that was found, where a budget asked for it
+    searched: Record
+    distilled: Record | None  # the newest
+
+    @property
+    def student(self) -> Path | None:
+        """The folder of the newest student, wherever the study lies by now."""
+        if self.distilled is None:
+            return None
+        recorded = Path(self.distilled.result["student"]["path"])
+        return self.folder / recorded.parent.name / recorded.name
+
+    def open(self, config: StudyConfig | None = None, *, progress: Progress | None = None) -> Workspace:
+        """What its work was done with, under other settings if need be; StudyError where the teacher is another."""
+        config = self.settled(config or self.config)
+        space = open_workspace(config, progress=progress)
+        if space.teacher_fingerprint != self.searched.values["teacher"]["fingerprint"]:
+            raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
+        space.extra["ranking"], _ = read_ranking(self.folder / RANKING)  # what the study has paid for
+        return space
+
+    def settled(self, config: StudyConfig) -> StudyConfig:
+        """``config``, with the student that the search found where a budget is what it has."""
+        found = self.searched.values["config"]["student_sparsity"]
+        return config.with_student(found) if config.student_sparsity is None else config
+
+    def cut(self, space: Workspace, candidate: Candidate) -> PreTrainedModel:
+        """A candidate with the weights that the study scored: out of the supernet, or cut and refitted."""
+        if self.config.search.scorer == "recovered":
+            return saved_supernet(space, self.folder).extract(candidate)
+        return space.workshop.cut(space.teacher, space.ranking(), candidate)
+
+
+def open_finished(folder: Path) -> Finished:
+    """Raises StudyError where there is no finished search in ``folder``."""
+    config = read_config(folder / CONFIG) if (folder / CONFIG).exists() else None
+    records = read_records([folder]) if config and (folder / "records").is_dir() else []
+    searched = latest(records, "search")
+    if config is None or searched is None:
+        raise StudyError(f"{folder}: holds no finished search; run 'autodisc search --out {folder}' first")
+    finished = Finished(folder, config, searched, latest(records, "distill"))
+    return Finished(folder, finished.settled(config), searched, finished.distilled)
+
+
+def storage_of(config: StudyConfig, folder: Path) -> str:
+    """Where the Optuna studies of a folder are kept."""
+    return config.search.storage or str((folder / JOURNAL).resolve())
+
+
+def has_supernet(folder: Path) -> bool:
+    return (folder / SUPERNET / "config.json").exists()
+
+
+def saved_supernet(space: Workspace, folder: Path) -> Supernet:
+    if not has_supernet(folder):
+        raise StudyError(f"{folder / SUPERNET}: is gone, and with it the candidates' weights; search again")
+    model = load(folder / SUPERNET).to(space.workshop.runtime.device)  # type: ignore[arg-type]
+    return Supernet(model, space.ranking())
+
+
+def scorer(space: Workspace, folder: Path) -> Opened:
+    """How the study in ``folder`` gets a candidate: cut out alone, or as a slice of its supernet."""
+    if space.config.search.scorer == "pruned":
+        return Cuts(space.teacher, space.ranking(), space.workshop)
+    return Slices(saved_supernet(space, folder))

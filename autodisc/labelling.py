@@ -1,0 +1,333 @@
+"""Predict and evaluate on files: rows pass through a model some thousand at a time, and keep their order.
+
+probability of class c = exp(logit_c) / Σ exp(logit), fp32; a regression's prediction is its one logit
+
+A file is read twice, first without the model: a mistake in the last row is found in seconds and not after hours,
+and the number of rows is known. Standard input passes by once. What is held beside the model is some thousand rows;
+to evaluate, also a prediction and a label of each row: 16 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from autodisc.config import RuntimeConfig, TaskConfig
+from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
+from autodisc.models.checkpoints import load_model, load_tokenizer
+from autodisc.models.inference import EVALUATION_BATCH, forward
+from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
+from autodisc.progress import Progress, Silent
+from autodisc.runtime import Runtime, make_runtime
+from autodisc.tasks import columns, files
+from autodisc.tasks.batches import Batch, batches
+from autodisc.tasks.data import find_metric, tokenised
+from autodisc.tasks.files import Row
+from autodisc.tasks.metrics import BINARY, Kind, Metric, decode
+from autodisc.workspace import label_names
+
+PREDICTION, PROBABILITY = "prediction", "probability_"
+DISTINCT = 10_000  # labels of a file that are looked at before the model; a column of texts has as many as rows
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model, wherever it came from, as what gives texts their logits."""
+
+    name: str
+    classes: tuple[str, ...] | None  # none: a regression
+    tokenizer: PreTrainedTokenizerBase
+    longest: int  # tokens
+    run: Callable[[Batch], np.ndarray]  # logits (B, V) of a batch
+
+    def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int) -> np.ndarray:
+        """(N, V), in the order of ``texts``."""
+        split = tokenised(texts, self.tokenizer, self.longest)
+        found = np.empty((len(split), self.width), np.float32)
+        pad = int(self.tokenizer.pad_token_id)
+        for batch in batches(split, batch_size=batch_size, pad_token_id=pad, generator=None):
+            found[batch.rows] = self.run(batch)
+        return found
+
+    @property
+    def width(self) -> int:
+        """V: logits of a row."""
+        return len(self.classes or (PREDICTION,))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is added to each row."""
+        return (PREDICTION, *(f"{PROBABILITY}{name}" for name in self.classes or ()))
+
+    def label(self, logits: np.ndarray) -> list[tuple[str | float, ...]]:
+        """The values of ``columns`` for each row of ``logits``."""
+        chosen = decode(logits, "classification" if self.classes else "regression")
+        if self.classes is None:
+            return [(_short(value),) for value in chosen]
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = weights / weights.sum(axis=1, keepdims=True)  # (N, V)
+        return [(self.classes[c], *map(_short, row)) for c, row in zip(chosen, shares, strict=True)]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a first reading of a file found."""
+
+    texts: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: int | None  # none: not counted, as standard input passes by once
+    schema: files.Schema | None  # of Parquet, where that is written
+
+
+def predict_file(
+    model: str | Path,
+    file: Path | None,
+    out: Path | None = None,
+    *,
+    task: TaskConfig,
+    runtime: RuntimeConfig | None = None,
+    batch_size: int = EVALUATION_BATCH,
+    format: files.Format | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write each row of ``file``, a prediction and the classes' probabilities (or the regression's value) to ``out``.
+
+    ``file`` None is JSON Lines from standard input, ``out`` None is standard output. Of ``task`` the columns of the
+    texts and ``max_length`` are used. Raises DataError, and leaves no half-written file, where a row cannot be used.
+    """
+    progress, since = progress or Silent(), time.perf_counter()
+    kind = _format(out, format)
+    read: Iterable[list[Row]]
+    if file is None:
+        read = files.read_rows(None)
+        first = next(iter(read))
+        read = itertools.chain([first], read)
+        survey = dataclasses.replace(_survey([first], files.name_of(None), task, typed=kind == "parquet"), rows=None)
+    else:
+        with progress.stage(f"Reading {file.name}", None):
+            has_types = files.format_of(file, "--file") == "parquet"
+            survey = _survey(files.read_rows(file), str(file), task, typed=kind == "parquet" and not has_types)
+            if kind == "parquet" and has_types:
+                survey = dataclasses.replace(survey, schema=files.parquet_schema(file))
+        read = files.read_rows(file)
+    classifier = open_classifier(model, runtime or RuntimeConfig(), task.max_length)
+    taken = [name for name in classifier.columns if name in survey.columns]
+    if taken:
+        raise DataError(f"{files.name_of(file)}: it has a column '{taken[0]}' already; rename or remove it")
+    names = (*survey.columns, *classifier.columns)
+    schema = _with_predictions(survey.schema, classifier) if survey.schema is not None else None
+    done = 0
+    with (
+        files.writing(out, kind, names, schema) as writer,
+        progress.stage(f"Predicting {files.name_of(file)}", survey.rows) as bar,
+    ):
+        for rows in read:
+            if kind != "jsonl":
+                _check_known(rows, survey.columns, files.name_of(file), done)
+            texts = _texts(rows, files.name_of(file), survey.texts, done)
+            labels = classifier.label(classifier.logits(texts, batch_size))
+            writer.write(
+                [
+                    {**row, **dict(zip(classifier.columns, new, strict=True))}
+                    for row, new in zip(rows, labels, strict=True)
+                ]
+            )
+            done += len(rows)
+            bar.advance(len(rows))
+    return {
+        "rows": done,
+        "out": None if out is None else str(out),
+        "columns": list(classifier.columns),
+        "seconds": time.perf_counter() - since,
+    }
+
+
+def evaluate_file(
+    model: str | Path,
+    file: Path,
+    *,
+    task: TaskConfig,
+    runtime: RuntimeConfig | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Metrics of a model on a labelled file, by the name of ``task`` or its metric, and their floor."""
+    progress, runtime = progress or Silent(), runtime or RuntimeConfig()
+    metric = find_metric(task)
+    seen = _Labels(task.label, str(file), metric.kind)
+    with progress.stage(f"Reading {file.name}", None):
+        survey = _survey(files.read_rows(file), str(file), task, labels=seen)
+    classifier = open_classifier(model, runtime, task.max_length)
+    if (classifier.classes is None) != (metric.kind == "regression"):
+        have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
+        raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
+    labels = seen.read_as(classifier.classes, metric)
+    predicted, actual, done = [], [], 0
+    with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
+        for rows in files.read_rows(file):
+            numbers = [
+                labels.number(row.get(task.label), str(file), i, task.label) for i, row in enumerate(rows, done + 1)
+            ]
+            logits = classifier.logits(_texts(rows, str(file), survey.texts, done), EVALUATION_BATCH)
+            predicted.append(decode(logits, metric.kind))
+            actual.append(np.array(numbers, np.float32 if labels.names is None else np.int64))
+            done += len(rows)
+            bar.advance(len(rows))
+    predictions, truth = np.concatenate(predicted), np.concatenate(actual)
+    return {
+        "metric": metric.score(predictions, truth),
+        "metrics": metric.components(predictions, truth),
+        "floor": metric.floor(truth),
+        "standard_error": metric.standard_error(predictions, truth, runtime.seed),
+        "examples": done,
+        "split": str(file),
+    }
+
+
+def open_classifier(model: str | Path, runtime: RuntimeConfig, max_length: int) -> Classifier:
+    """A model's folder or hub name, or what ``export --format onnx`` wrote: its folder, or one of the files in it."""
+    file, ready = onnx_file(model), make_runtime(runtime)
+    opened = _open_torch(model, ready, max_length) if file is None else _open_onnx(file, ready, max_length)
+    classes = opened.classes
+    if classes is not None and len(set(classes)) < len(classes):
+        raise ModelError(f"{model}: two of its classes have the same name (id2label); rename one")
+    return opened
+
+
+def onnx_file(model: str | Path) -> Path | None:
+    """The ONNX file that ``model`` names, or the one in its folder; none of any other model."""
+    path = Path(model)
+    if path.suffix == ".onnx":
+        return path
+    return path / MODEL if (path / MODEL).is_file() else None
+
+
+def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifier:
+    tokenizer, model = load_tokenizer(name), load_model(name)
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
+    longest = min(max_length, tokenizer.model_max_length)
+    positions = getattr(model.config, "max_position_embeddings", longest)
+    if longest > positions:
+        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {positions} tokens, give no more")
+    model.to(runtime.device)  # type: ignore[arg-type]
+
+    def run(batch: Batch) -> np.ndarray:
+        return forward(model, batch.to(runtime.device), runtime=runtime, ledger=None, kind="forward")
+
+    return Classifier(str(name), label_names(model.config), tokenizer, longest, run)
+
+
+def _open_onnx(file: Path, runtime: Runtime, max_length: int) -> Classifier:
+    model = OnnxModel(file, threads=runtime.threads)
+    try:
+        told = json.loads((file.parent / BESIDE).read_text(encoding="utf-8"))
+        names = tuple(told["id2label"][str(i)] for i in range(len(told["id2label"])))
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_file=str(file.parent / "tokenizer.json"),
+            model_max_length=told["max_length"],
+            model_input_names=told["inputs"],
+        )
+    except Exception as error:  # tokenizers' errors derive from Exception alone
+        raise CheckpointError(f"{file.parent}: {BESIDE} or tokenizer.json is missing or damaged ({error})") from error
+
+    def run(batch: Batch) -> np.ndarray:
+        return model.logits({name: values.numpy() for name, values in batch.inputs.items()})
+
+    classes = names if len(names) > 1 else None
+    return Classifier(str(file), classes, tokenizer, min(max_length, told["max_length"]), run)
+
+
+class _Labels:
+    """The labels of a file as it is first read: each that occurs, and where it first does."""
+
+    def __init__(self, column: str, where: str, kind: Kind) -> None:
+        self.column, self.where = column, where
+        self._numbers = columns.Labels(None) if kind == "regression" else None
+        self._rows: dict[str, int] = {}
+
+    def see(self, value: object, row: int) -> None:
+        if self._numbers is not None:
+            self._numbers.number(value, self.where, row, self.column)
+        elif str(value) not in self._rows and len(self._rows) < DISTINCT:
+            self._rows[str(value)] = row
+
+    def read_as(self, classes: tuple[str, ...] | None, metric: Metric) -> columns.Labels:
+        """How they are read as a model's ``classes``; raises DataError for the first that is none of them."""
+        if classes is None:
+            return columns.Labels(None)
+        if metric.name in BINARY and len(classes) != 2:
+            raise ConfigError(f"--metric: {metric.name} is for 2 classes, the model has {len(classes)}; take f1_macro")
+        labels = columns.Labels.of_values(set(self._rows), classes, classes)
+        for value, row in self._rows.items():
+            labels.number(value, self.where, row, self.column)
+        return labels
+
+
+def _survey(
+    read: Iterable[list[Row]], where: str, task: TaskConfig, *, typed: bool = False, labels: _Labels | None = None
+) -> Survey:
+    """Read every row once, and check what a model needs of it; ``typed`` asks for the types of the columns."""
+    texts: tuple[str, ...] = ()
+    names: dict[str, None] = {}
+    schema, done = None, 0
+    for rows in read:
+        names.update(dict.fromkeys(name for row in rows for name in row))
+        if not texts:
+            texts = columns.text_columns(task, list(names), where)
+            columns.check_columns(list(names), where, texts, labels.column if labels else None)
+        _texts(rows, where, texts, done)
+        if labels is not None:
+            for i, row in enumerate(rows, done + 1):
+                labels.see(columns.filled(row.get(labels.column), where, i, labels.column), i)
+        if typed:
+            new = files.schema_of(rows, list(names))
+            schema = new if schema is None else files.joined([schema, new])
+        done += len(rows)
+    return Survey(texts, tuple(names), done, schema)
+
+
+def _texts(rows: Sequence[Row], where: str, names: Sequence[str], done: int) -> list[tuple[str, ...]]:
+    """The text columns of rows that ``done`` others came before."""
+    return [
+        tuple(columns.as_text(row.get(name), where, i, name) for name in names) for i, row in enumerate(rows, done + 1)
+    ]
+
+
+def _format(out: Path | None, asked: files.Format | None) -> files.Format:
+    if out is None:
+        if asked == "parquet":
+            raise ConfigError("--format parquet: not for standard output; give --out FILE.parquet")
+        return asked or "jsonl"
+    return asked or files.format_of(out, "--out")
+
+
+def _check_known(rows: Sequence[Row], known: Sequence[str], where: str, done: int) -> None:
+    """Only standard input can bring a column late; a file was read to its end before."""
+    for i, row in enumerate(rows, done + 1):
+        new = next((name for name in row if name not in known), None)
+        if new is not None:
+            raise DataError(f"{where} row {i}: new column '{new}', which csv and parquet cannot add; write jsonl")
+
+
+def _with_predictions(schema: files.Schema, classifier: Classifier) -> files.Schema:
+    """The types of what is written: a class is text, a number fp32."""
+    added = [
+        dict(zip(classifier.columns, row, strict=True)) for row in classifier.label(np.zeros((1, classifier.width)))
+    ]
+    for field in files.schema_of(added, classifier.columns):
+        schema = schema.append(field)
+    return schema
+
+
+def _short(value: np.floating) -> float:
+    """The shortest decimal that is this fp32 number: 0.1, and not 0.10000000149011612."""
+    return float(str(np.float32(value)))
