@@ -43,7 +43,7 @@ Inputs = Sequence[Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Row:
-    """One model in one runtime at one shape; what is of the first model is None where that has no such row."""
+    """One model in one runtime at one shape."""
 
     model: str
     runtime: str
@@ -53,6 +53,7 @@ class Row:
     p95_ms: float
     rows_per_s: float
     times_as_fast: float  # as the first model in the same runtime
+    as_the_first: float  # times as fast as the first model in the first runtime
     mac_reduction: float  # of the encoder
     achieved: float  # of the MAC reduction
     embedding_share: float | None = None  # of the time, in eager
@@ -100,25 +101,14 @@ def bench(
     }
 
     rows: list[Row] = []
-    left_out: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in runtimes:
-            try:
-                with progress.stage(f"preparing {kind}", None):
-                    works = runners(kind, opened, [each[0] for each in cells.values()], ready, Path(folder))
-            except Absent as error:
-                left_out[kind] = str(error)
-                progress.say(f"{kind}: left out; {error}")
-                continue
-            with progress.stage(f"timing {kind}", len(cells)) as bar:
-                for (batch, length), inputs in cells.items():
-                    made = _timed(kind, works, batch, length, inputs, flops, ready, turns)
-                    if kind == "eager":
-                        made = [_with_shares(row, opened[row.model], inputs, ready) for row in made]
-                    rows += made
-                    bar.advance()
-    if not rows:
-        raise ConfigError(f"runtimes: {'; '.join(f'{kind}: {why}' for kind, why in left_out.items())}")
+        made, left_out = _prepare(runtimes, opened, cells, ready, Path(folder), progress)
+        with progress.stage("timing", len(cells)) as bar:
+            for (batch, length), inputs in cells.items():
+                found = _timed(made, batch, length, inputs, flops, ready, turns)
+                rows += [_with_shares(row, opened[row.model], inputs, ready) for row in found]
+                bar.advance()
+    rows.sort(key=lambda row: list(runtimes).index(row.runtime))  # stable: by runtime, then by shape
     parameters = {name: encoder_parameters(model) for name, model in opened.items()}
     return {
         "models": [
@@ -144,9 +134,33 @@ def bench(
     }
 
 
+def _prepare(
+    runtimes: Sequence[str],
+    models: Mapping[str, PreTrainedModel],
+    cells: Mapping[tuple[int, int | str], Inputs],
+    ready: Runtime,
+    folder: Path,
+    progress: Progress,
+) -> tuple[dict[tuple[str, str], Runner], dict[str, str]]:
+    """What to run, by runtime and model, and why a runtime is left out; raises ConfigError where all are."""
+    made: dict[tuple[str, str], Runner] = {}
+    left_out: dict[str, str] = {}
+    for kind in runtimes:
+        try:
+            with progress.stage(f"preparing {kind}", None):
+                found = runners(kind, models, [each[0] for each in cells.values()], ready, folder)
+        except Absent as error:
+            left_out[kind] = str(error)
+            progress.say(f"{kind}: left out; {error}")
+        else:
+            made |= {(kind, name): run for name, run in found.items()}
+    if not made:
+        raise ConfigError(f"runtimes: {'; '.join(f'{kind}: {why}' for kind, why in left_out.items())}")
+    return made, left_out
+
+
 def _timed(
-    kind: str,
-    works: Mapping[str, Runner],
+    made: Mapping[tuple[str, str], Runner],
     batch: int,
     length: int | str,
     inputs: Inputs,
@@ -154,18 +168,30 @@ def _timed(
     ready: Runtime,
     turns: int,
 ) -> list[Row]:
-    """Every model at one shape; MACs are those of the encoder on the very inputs."""
-    calls = {name: _by_number(run, inputs) for name, run in works.items()}
+    """Every model in every runtime at one shape; MACs are those of the encoder on the very inputs."""
     with torch.inference_mode(), ready.autocast():
-        timings = take_turns(calls, turns=turns, settle=settle_on(ready.device))
-    base = next(iter(timings))
-    macs = {name: sum(_encoder(flops[name], *each["input_ids"].shape) for each in inputs) for name in timings}
+        works = {key: _by_number(run, inputs) for key, run in made.items()}
+        timings = take_turns(works, turns=turns, settle=settle_on(ready.device))
+    first = next(iter(timings))
+    macs = {name: sum(_encoder(flops[name], *each["input_ids"].shape) for each in inputs) for _, name in timings}
     rows = []
-    for name, timing in timings.items():
-        fast, reduction = timing.times_as_fast(timings[base]), macs[base] / max(1, macs[name])
-        per_s = batch * len(timing.calls) / sum(timing.calls)
+    for (kind, name), timing in timings.items():
+        fast = timing.times_as_fast(timings[kind, first[1]])
+        reduction = macs[first[1]] / max(1, macs[name])
         rows.append(
-            Row(name, kind, batch, length, timing.median_ms, timing.p95_ms, per_s, fast, reduction, fast / reduction)
+            Row(
+                model=name,
+                runtime=kind,
+                batch=batch,
+                length=length,
+                median_ms=timing.median_ms,
+                p95_ms=timing.p95_ms,
+                rows_per_s=batch * len(timing.calls) / sum(timing.calls),
+                times_as_fast=fast,
+                as_the_first=timing.times_as_fast(timings[first]),
+                mac_reduction=reduction,
+                achieved=fast / reduction,
+            )
         )
     return rows
 
@@ -175,6 +201,8 @@ def _by_number(run: Runner, inputs: Inputs) -> Work:
 
 
 def _with_shares(row: Row, model: PreTrainedModel, inputs: Inputs, ready: Runtime) -> Row:
+    if row.runtime != "eager":
+        return row
     found = shares(model, inputs[:8], ready)
     return replace(row, embedding_share=found.embedding, encoder_share=found.encoder, classifier_share=found.classifier)
 

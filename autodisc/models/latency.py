@@ -16,8 +16,9 @@ from __future__ import annotations
 import copy
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from autodisc.models.layouts import base_shape, blocks, embeddings
 from autodisc.models.modeling_autodisc import Kept, resize
 from autodisc.runtime import Runtime
 
+Key = TypeVar("Key", bound=Hashable)
 Work = Callable[[int], object]  # a call, by its number: real inputs differ from call to call
 TURNS, CALLS, TURN_S = 8, 8, 0.5
 # Of a layer's heads and neurons; between them a straight line. Kernels step at widths of 16 and 32, so small ones are
@@ -62,14 +64,14 @@ class Timing:
 
 
 def take_turns(
-    works: Mapping[str, Work],
+    works: Mapping[Key, Work],
     *,
     turns: int = TURNS,
     calls: int = CALLS,
     turn_s: float = TURN_S,
     settle: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, Timing]:
+) -> dict[Key, Timing]:
     """Time each work ``turns`` times, up to ``calls`` calls in a row: fewer, but 2, where they take over ``turn_s``.
 
     The calls of a turn are the same for all, and the first is not counted unless it is the only one. ``settle`` waits
@@ -87,8 +89,8 @@ def take_turns(
         work(0)
         settle()
         slowest = max(slowest, seconds(work, 0))
-    counted = min(calls, max(2, int(turn_s / max(slowest, 1e-9))))
-    found: dict[str, list[tuple[float, ...]]] = {name: [] for name in works}
+    counted = int(min(calls, max(2, turn_s / max(slowest, 1e-9))))
+    found: dict[Key, list[tuple[float, ...]]] = {name: [] for name in works}
     for turn in range(turns):
         for name, work in works.items():
             if calls > 1:
