@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import joblib
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import StudyConfig
@@ -20,7 +22,7 @@ from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ModelError
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
 from autodisc.models.inference import forward_macs, predict
-from autodisc.models.latency import LatencyTable, latency_table
+from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
@@ -32,6 +34,7 @@ from autodisc.tasks.data import Split, Task, load_task
 from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
+CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,28 @@ class Workspace:
         """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
         folder = Path(resolve(self.config.teacher.model))
         values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
+        values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
         for role in models:
             if "path" in models[role]:
                 write_card(Path(models[role]["path"]), {**values, "role": role})
+
+    def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
+        """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
+        runtime = self.workshop.runtime
+        models = {"teacher": self.teacher, **{role: load_model(folder) for role, folder in folders.items()}}
+        for model in models.values():
+            model.to(runtime.device).eval()  # type: ignore[arg-type]
+        rows = []
+        with self.workshop.progress.stage("timing", None), torch.inference_mode(), runtime.autocast():
+            for batch, length in CARD_SHAPES:
+                inputs = random_inputs(self.teacher, batch, length, runtime.device)
+                works = {role: partial(_call, model, inputs) for role, model in models.items()}
+                timed = take_turns(works, turns=3, turn_s=0.2, settle=settle_on(runtime.device))
+                count = torch.get_num_threads()
+                where = f"{count} thread{'s' * (count > 1)}" if runtime.device.type == "cpu" else runtime.device.type
+                setting = f"torch, {runtime.precision}, {where}, batch {batch}, length {length}"
+                rows.append({"setting": setting, **{role: found.median_ms for role, found in timed.items()}})
+        return rows
 
     def environment(self) -> dict[str, Any]:
         runtime = self.workshop.runtime
@@ -192,6 +214,10 @@ def open_workspace(
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
+
+
+def _call(model: PreTrainedModel, inputs: dict[str, torch.Tensor], _: int) -> None:
+    model(**inputs)
 
 
 def size(model: PreTrainedModel) -> dict[str, int]:
