@@ -13,7 +13,6 @@ import importlib.util
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -28,7 +27,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from autodisc.errors import CheckpointError, ModelError
+from autodisc.errors import CheckpointError, ModelError, one_line
 from autodisc.models.layouts import layout_of
 from autodisc.models.modeling_autodisc import (
     CLASSES,
@@ -134,7 +133,7 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             try:
                 (adopt(model) if pruned else model).save_pretrained(partial)
             except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
-                raise OSError(f"{path / WEIGHTS}: cannot be written ({_one_line(error, 160)})") from error
+                raise OSError(f"{path / WEIGHTS}: cannot be written ({one_line(error)})") from error
             shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read
             if tokenizer is not None:
                 before = {file.name for file in partial.iterdir()}
@@ -217,16 +216,11 @@ def _explained(name: str | Path) -> Iterator[None]:
     except FolderError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except (SafetensorError, EOFError, RuntimeError) as error:
-        raise CheckpointError(f"{name}: weights cannot be loaded ({_one_line(error, 160)})") from error
+        raise CheckpointError(f"{name}: weights cannot be loaded ({one_line(error)})") from error
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         if folder.is_dir():
-            raise ModelError(f"{name}: cannot be opened as a model ({_one_line(error, 160)})") from error
+            raise ModelError(f"{name}: cannot be opened as a model ({one_line(error)})") from error
         raise ModelError(
-            f"{name}: not a local folder, and not to be had from the hub ({_one_line(error, 120)})."
+            f"{name}: not a local folder, and not to be had from the hub ({one_line(error, 120)})."
             " Check the name, or download it where there is a network and give the folder."
         ) from error
-
-
-def _one_line(error: BaseException, length: int) -> str:
-    text: Any = " ".join(str(error).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
