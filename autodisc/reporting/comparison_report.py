@@ -17,6 +17,7 @@ from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_fig
 from autodisc.reporting.report import Part, Picture, page, text
 from autodisc.reporting.texts import replace_all
 
+TICKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 PLOT, LETTER, LINE, BESIDE = (640, 300), 7, 16, 12  # pixels: of the plot, a letter, a line of text, a label's distance
 
 
@@ -117,21 +118,22 @@ def difference_data(section: Section) -> tuple[Mark, ...]:
 
 
 def frontier_figure(marks: Sequence[Mark]) -> go.Figure:
-    figure = empty_figure("search cost, share of maxidisc's FLOPs", "regret, test")
+    figure = empty_figure("search cost, share of maxidisc's FLOPs (its square root)", "regret, test")
     marks = _together(marks)
-    for mark in marks:
-        _add(figure, mark, RED if mark.best else GREY, "circle" if mark.best else "circle-open")
-    _label(figure, marks, [mark.x for mark in marks])
+    places = [math.sqrt(mark.x) for mark in marks]  # most lie below a fifth, some at 0
+    for mark, x in zip(marks, places, strict=True):
+        _add(figure, mark, RED if mark.best else GREY, "circle" if mark.best else "circle-open", x)
+    _label(figure, marks, places)
     best = [mark for mark in marks if mark.best]
     figure.add_scatter(
-        x=[mark.x for mark in best],
+        x=[math.sqrt(mark.x) for mark in best],
         y=[mark.y for mark in best],
         mode="lines",
         line={"color": RED, "shape": "hv", "dash": "dot", "width": 1.5},
         hoverinfo="skip",
         showlegend=False,
     )
-    figure.update_xaxes(tickformat=".0%")
+    figure.update_xaxes(tickvals=[math.sqrt(x) for x in TICKS], ticktext=[f"{x:.0%}" for x in TICKS])
     return figure
 
 
@@ -139,7 +141,7 @@ def cost_figure(marks: Sequence[Mark], teacher: float | None) -> go.Figure:
     figure = empty_figure("whole cost, share of maxidisc's FLOPs (log)", "student's metric, test")
     marks = _together(marks)
     for mark in marks:
-        _add(figure, mark, BLUE if mark.best else ORANGE, "star" if mark.best else "circle")
+        _add(figure, mark, BLUE if mark.best else ORANGE, "star" if mark.best else "circle", mark.x)
     _label(figure, marks, [math.log10(mark.x) for mark in marks])  # where an annotation stands on a log axis
     if teacher is not None:
         line = {"color": GREY, "dash": "dash", "width": 1.5}
@@ -239,15 +241,15 @@ def _label(figure: go.Figure, marks: Sequence[Mark], xs: Sequence[float]) -> Non
         )
 
 
-def _add(figure: go.Figure, mark: Mark, color: str, symbol: str) -> None:
+def _add(figure: go.Figure, mark: Mark, color: str, symbol: str, x: float) -> None:
     figure.add_scatter(
-        x=[mark.x],
+        x=[x],
         y=[mark.y],
         error_y=_bars([(mark.y, mark)]),
         mode="markers",
         cliponaxis=False,
         marker={"size": 11, "color": color, "symbol": symbol},
-        hovertemplate=f"{escape(mark.label)}: %{{y:.3f}} for %{{x:.1%}}<extra></extra>",
+        hovertemplate=f"{escape(mark.label)}: %{{y:.3f}} for {mark.x:.1%}<extra></extra>",
         showlegend=False,
     )
 
