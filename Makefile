@@ -10,8 +10,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
 
+# A file's tests share fixtures, so a file stays on one core; a model is too small for a second thread.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
