@@ -142,7 +142,9 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
         space = finished.open(config, progress=progress)
         chain = chain_from(space.candidates, chosen["sparsity"], space.student)
         start = finished.cut(space, chain[0])
-        made = distill_sandwich(space.teacher, start, space.ranking(), chain, config.distillation, space.workshop)
+        made = distill_sandwich(
+            space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
+        )
         number = 1 + sum(1 for _ in study.glob("distilled-*"))
         result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
         result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
@@ -293,8 +295,9 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
     return supernet
 
 
-def _save(space: Workspace, distilled: Distilled, path: Path) -> dict[str, Any]:
-    save_model(distilled.model, space.tokenizer, path)
+def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool = False) -> dict[str, Any]:
+    tokenizer = space.other.tokenizer if student and space.other is not None else space.tokenizer
+    save_model(distilled.model, tokenizer, path)
     return {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
 
 
@@ -320,7 +323,7 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
             "final": finals["assistant"],
         },
         "student": {
-            **_save(space, student, folder / "student"),
+            **_save(space, student, folder / "student", student=True),
             **final,
             "validation_metric": student.metric,
             "extra": extra,
@@ -364,12 +367,14 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
 
     def keep(assistant: Distilled, student: Distilled) -> None:
         _save(space, assistant, place / "assistant")
-        _save(space, student, place / "student")
+        _save(space, student, place / "student", student=True)
 
     def settled() -> None:
         save_ledger(space.ledger, place / LEDGER)
 
-    work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
+    work = MultiTrial(
+        space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation, space.student_model
+    )
     run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs)
     result = baseline_result(study, storage=storage)
     best = result["best"]
@@ -386,8 +391,9 @@ def _direct(space: Workspace, place: Path) -> dict[str, Any]:
         space.student,
         space.config.distillation,
         space.workshop,
+        space.student_model,
     )
-    _save(space, student, place / "student")
+    _save(space, student, place / "student", student=True)
     spent = space.ledger.total
     trial = {
         "number": 0,

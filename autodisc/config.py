@@ -255,6 +255,11 @@ class StudyConfig(Section):
         None, description="Fraction of heads and of neurons that the student loses; 0.9 where there is no budget."
     )
     budget: BudgetConfig | None = Field(None, description="In place of student_sparsity, which the search then finds.")
+    student_model: str | None = Field(
+        None,
+        description="In place of both: a pretrained model of another architecture with the teacher's vocabulary; its"
+        " encoder's parameters over the teacher's are its scale.",
+    )
     search: SearchConfig = SearchConfig()
     distillation: DistillationConfig = DistillationConfig()
     baseline: BaselineConfig = BaselineConfig()
@@ -271,12 +276,12 @@ class StudyConfig(Section):
     def _sparsity_or_budget(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        sparsity, budget = values.get("student_sparsity"), values.get("budget")
-        if sparsity is None and budget is None:
+        given = [name for name in ("student_sparsity", "budget", "student_model") if values.get(name) is not None]
+        if not given:
             return {**values, "student_sparsity": DEFAULT_STUDENT}
-        if sparsity is not None and budget is not None:
+        if len(given) > 1:
             raise ValueError(
-                f"student_sparsity: got {sparsity} beside a budget, which is there to find it; give one of the two"
+                f"{given[0]}: got one beside {given[1]}; each says what the student is. Give one of the two"
             )
         return values
 
@@ -293,19 +298,20 @@ class StudyConfig(Section):
 
     @property
     def student(self) -> float:
-        """The student's sparsity; one that a budget asks for has to be found first, see ``with_student``."""
+        """The student's sparsity; a budget's, or a model's, has to be found first, see ``with_student``."""
         if self.student_sparsity is None:
-            raise ValueError("student_sparsity: the budget's student has not been found yet")
+            raise ValueError("student_sparsity: the student has not been found yet")
         return self.student_sparsity
 
     def with_student(self, sparsity: float) -> StudyConfig:
-        """These settings with the student that the budget led to; raises ConfigError where an assistant is beyond."""
+        """These settings with the sparsity that was found; raises ConfigError where an assistant is beyond."""
         found = self.model_copy(update={"student_sparsity": sparsity})
+        why = "the least sparse that meets the budget" if self.budget is not None else "which its model's size comes to"
         beyond = [value for value in found.assistant_sparsities if value >= sparsity]
         if beyond:
             raise ConfigError(
-                f"search.sparsities: got {beyond[0]:g}, at or beyond the student's {sparsity:g}, the least sparse that"
-                " meets the budget; a teacher assistant lies between teacher and student. Remove it, or give less."
+                f"search.sparsities: got {beyond[0]:g}, at or beyond the student's {sparsity:g}, {why}; a teacher"
+                " assistant lies between teacher and student. Remove it, or give less."
             )
         return found
 

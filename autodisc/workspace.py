@@ -29,12 +29,21 @@ from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_ca
 from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
-from autodisc.runtime import make_runtime, seeded
+from autodisc.runtime import Runtime, make_runtime, seeded
 from autodisc.tasks.data import Split, Task, load_task
 from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
+
+
+@dataclass(frozen=True)
+class OtherStudent:
+    """A pretrained model of another architecture, with a new head for the task, for the student to start from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase  # the teacher's vocabulary, its own settings
+    sparsity: float  # 1 − its encoder's parameters / the teacher's
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Workspace:
     tokenizer: PreTrainedTokenizerBase
     workshop: Workshop
     teacher_fingerprint: str
+    other: OtherStudent | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +71,11 @@ class Workspace:
     @property
     def student(self) -> Candidate:
         return candidate(self.ranking(), self.config.student)
+
+    @property
+    def student_model(self) -> PreTrainedModel | None:
+        """What a student of another architecture starts from."""
+        return None if self.other is None else self.other.model
 
     def ranking(self) -> Ranking:
         """The removal orders of the teacher's units; kept in the cache, and charged as if made."""
@@ -210,10 +225,34 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
+        other = None
+        if config.student_model is not None and not finetune:
+            other = _other_student(config.student_model, teacher, tokenizer, runtime)
+            config = config.with_student(other.sparsity)
         pruning = config.search.importance
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
-        return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
+        return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _other_student(
+    name: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> OtherStudent:
+    own = load_tokenizer(name)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"student_model: {name} has another vocabulary than the teacher, so their tokens cannot be compared; "
+            "give a model that was pretrained with the teacher's tokenizer"
+        )
+    with seeded(runtime.seed):
+        model = load_model(name, num_labels=teacher.config.num_labels)
+    model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    scale = encoder_parameters(model) / encoder_parameters(teacher)
+    if not 0 < scale < 1:
+        raise ModelError(
+            f"student_model: {name} has {scale:.2f} times the teacher's encoder parameters; give a smaller model"
+        )
+    return OtherStudent(model.to(runtime.device), own, round(1 - scale, 6))  # type: ignore[arg-type]
 
 
 def _call(model: PreTrainedModel, inputs: dict[str, torch.Tensor], _: int) -> None:

@@ -69,6 +69,7 @@ STUDENT = _panel(
         "FRACTION",
         "What the student loses of heads and of neurons; 0.9 unless given, or a budget's to find.",
     ),
+    ("--student", "student_model", "DIR", "In its place: a smaller pretrained model of another architecture."),
 )
 BUDGET = _panel(
     "Budget",
@@ -216,17 +217,19 @@ def check_inputs(config: StudyConfig) -> None:
     if config.task.data is not None:
         find_files(config.task.data, config.task.name)
     check_model(config.teacher.model)
+    if config.student_model is not None:
+        check_model(config.student_model, "student_model")
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, field: str = "teacher.model") -> None:
     """A folder that is not there is refused; anything else may be a name on the hub."""
     folder = Path(name)
     if not name.startswith("package:") and not folder.is_dir():
         if folder.exists():
-            raise ModelError(f"teacher.model: {name} is a file; expected a folder that holds config.json")
+            raise ModelError(f"{field}: {name} is a file; expected a folder that holds config.json")
         inside = len(folder.parts) == 2 and folder.parent.is_dir()  # else OWNER/NAME on the hub
         if inside or folder.is_absolute() or len(folder.parts) > 2 or name.startswith((".", "~")):
-            raise ModelError(f"teacher.model: {name}: no such folder; expected one that holds config.json")
+            raise ModelError(f"{field}: {name}: no such folder; expected one that holds config.json")
 
 
 def check_folder(out: Path) -> None:

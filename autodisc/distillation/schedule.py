@@ -7,6 +7,7 @@ as the student's initialisation. A chain of assistants has a phase for each, and
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from transformers import PreTrainedModel
 
 from autodisc.config import DistillationConfig, RecoveryConfig
 from autodisc.costs import Ledger
+from autodisc.distillation.heterogeneous import Heterogeneous, depth_pairs, projected
 from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
-from autodisc.distillation.training import TrainingSettings, TrainingState, steps_for, train
+from autodisc.distillation.training import Objective, TrainingSettings, TrainingState, steps_for, train
 from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
@@ -63,10 +65,24 @@ class Workshop:
             refit(model, teacher, self.refit, task=self.task, runtime=self.runtime, ledger=self.ledger)
         return model
 
-    def teacher(self, model: PreTrainedModel, config: DistillationConfig, folder: Path | None = None) -> TeacherCache:
-        """The outputs of ``model`` on train; cached in ``folder``, by default the shared one."""
-        layers = base_shape(model.config)[0]
-        depths = hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings)
+    def teacher(
+        self,
+        model: PreTrainedModel,
+        config: DistillationConfig,
+        folder: Path | None = None,
+        *,
+        student: PreTrainedModel | None = None,
+    ) -> TeacherCache:
+        """The outputs of ``model`` on train; cached in ``folder``, by default the shared one.
+
+        Hidden states are of the depths that a candidate of the model learns from, or ``student``, another architecture.
+        """
+        if student is None:
+            layers = base_shape(model.config)[0]
+            depths = hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings)
+        else:
+            pairs = depth_pairs(student, model, config.hidden_depths)
+            depths = tuple(sorted({pair.teacher for pair in pairs}))
         return TeacherCache(
             model,
             self.task.train,
@@ -169,30 +185,43 @@ def distill_sandwich(
     candidates: Sequence[Candidate],
     config: DistillationConfig,
     workshop: Workshop,
+    student: PreTrainedModel | None = None,
 ) -> Schedule:
     """The fixed schedule: assistant and student, trained and cut out.
 
     ``assistant`` is the untrained cut; ``candidates`` are the assistant's, those between, and the student's, the
-    largest first.
+    largest first. A ``student`` of another architecture takes the place of the last in the last phase.
     """
     first, *others = phases(ranking, candidates, config.assistants)
     with workshop.teacher(teacher, config) as outputs:
         chain = [_distil(assistant, outputs, ranking, first, config, workshop)]
     for phase in others:
-        chain.append(distill_from(chain[-1], ranking, phase, config, workshop))
+        last = student if phase is others[-1] else None
+        chain.append(distill_from(chain[-1], ranking, phase, config, workshop, student=last))
     return Schedule(chain[0], chain[-1], tuple(chain[1:-1]))
 
 
 def distill_from(
-    assistant: Distilled, ranking: Ranking, phase: Phase, config: DistillationConfig, workshop: Workshop
+    assistant: Distilled,
+    ranking: Ranking,
+    phase: Phase,
+    config: DistillationConfig,
+    workshop: Workshop,
+    *,
+    student: PreTrainedModel | None = None,
 ) -> Distilled:
-    """A later phase of the schedule, from the weights and outputs of a trained ``assistant``."""
+    """A later phase of the schedule, from the outputs of a trained ``assistant`` and its weights, or ``student``'s."""
     workshop.cache.mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
+        workshop.teacher(assistant.model, config, Path(folder), student=student) as outputs,
     ):
-        return _distil(assistant.model, outputs, ranking, phase, config, workshop)
+        if student is None:
+            return _distil(assistant.model, outputs, ranking, phase, config, workshop)
+        steps = _steps(config, workshop)
+        return distill_into(
+            student, outputs, phase.target, stage=phase.stage, steps=steps, config=config, workshop=workshop
+        )
 
 
 def _distil(
@@ -203,8 +232,6 @@ def _distil(
     config: DistillationConfig,
     workshop: Workshop,
 ) -> Distilled:
-    """One phase at its share of the schedule's steps: ``epochs`` for each of two phases."""
-    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
     return distill_phase(
         start,
         teacher,
@@ -212,10 +239,49 @@ def _distil(
         phase.candidates,
         target=phase.target,
         stage=phase.stage,
-        steps=max(1, round(steps / (config.assistants + 1))),
+        steps=_steps(config, workshop),
         config=config,
         workshop=workshop,
     )
+
+
+def _steps(config: DistillationConfig, workshop: Workshop) -> int:
+    """Of a phase, its share of the schedule's: ``epochs`` for each of two phases."""
+    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
+    return max(1, round(steps / (config.assistants + 1)))
+
+
+def distill_into(
+    student: PreTrainedModel,
+    teacher: TeacherCache,
+    stands_for: Candidate,
+    *,
+    stage: str,
+    steps: int,
+    config: DistillationConfig,
+    workshop: Workshop,
+) -> Distilled:
+    """Plain distillation into a copy of ``student``, of another architecture; its best weights on validation are kept.
+
+    ``stands_for`` is the teacher's candidate of its scale.
+    """
+    model, task = copy.deepcopy(student), workshop.task
+    pairs = depth_pairs(model, teacher.teacher, config.hidden_depths)
+
+    def evaluate() -> float:
+        with workshop.ledger.stage(VALIDATION):
+            kind = ("heterogeneous", model.config.model_type)
+            logits = predict(
+                model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger, kind=kind
+            )
+            return task.metric.score(decode(logits, task.kind), task.validation.labels)
+
+    with projected(model, teacher.teacher, pairs, workshop.runtime) as projections:
+        objective = Heterogeneous(model, teacher, pairs, projections, config=config, runtime=workshop.runtime)
+        settings = training_settings(config, steps=steps, lr=config.lr)
+        state = _train(model, objective, stage, settings, workshop, evaluate)
+    assert state.best_metric is not None
+    return Distilled(model, stands_for, state.best_metric)
 
 
 def phases(ranking: Ranking, candidates: Sequence[Candidate], assistants: int) -> list[Phase]:
@@ -279,9 +345,20 @@ def _run(
     sandwich = Sandwich(
         supernet, teacher, candidates, always=always, size=size, config=config, runtime=workshop.runtime
     )
+    return _train(supernet.model, sandwich, stage, settings, workshop, evaluate)
+
+
+def _train(
+    model: PreTrainedModel,
+    objective: Objective,
+    stage: str,
+    settings: TrainingSettings,
+    workshop: Workshop,
+    evaluate: Callable[[], float] | None,
+) -> TrainingState:
     state = train(
-        supernet.model,
-        sandwich,
+        model,
+        objective,
         workshop.task.train,
         settings,
         task=workshop.task,

@@ -10,6 +10,7 @@ made a trial on 408 pairs a fifth longer.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -73,15 +74,21 @@ def forward(
 ) -> np.ndarray:
     """Logits (B, V), fp32, of a batch that lies on the device; booked to ``ledger``."""
     with torch.inference_mode(), runtime.autocast():
-        output = model(**batch.inputs).logits.float().cpu().numpy()  # (B, V)
+        output = model(**model_inputs(model, batch)).logits.float().cpu().numpy()  # (B, V)
     if ledger is not None:
         ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
     return output
 
 
+def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """What ``model`` takes of a batch: a student of another family may know no token types, as distilbert's."""
+    known = inspect.signature(model.forward).parameters
+    return {name: values for name, values in batch.inputs.items() if name in known}
+
+
 def counted(model: PreTrainedModel, batch: Batch, ledger: Ledger, kind: Hashable) -> ForwardFlops:
     """What a forward costs, counted on a row of ``batch`` the first time that this ledger is asked for ``kind``."""
-    row = {name: values[:1] for name, values in batch.inputs.items()}
+    row = {name: values[:1] for name, values in model_inputs(model, batch).items()}
     return ledger.once(("forward", kind), lambda: count_forward(model, row))
 
 

@@ -19,6 +19,7 @@ from autodisc.distillation.schedule import (
     ASSISTANT_PHASE,
     Distilled,
     Workshop,
+    distill_into,
     distill_phase,
     distill_sandwich,
     passes_by_scale,
@@ -42,12 +43,13 @@ class MultiTrial(Sendable):
     candidates: Mapping[float, Candidate]
     student: Candidate
     config: DistillationConfig
+    into: PreTrainedModel | None = None  # a student of another architecture, for which ``student`` stands
 
     def __call__(self, workshop: Workshop, sparsity: float) -> Pair:
         before = workshop.ledger.total
         chain = chain_from(self.candidates, sparsity, self.student)
         start = extract(self.teacher, self.ranking, chain[0])
-        made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
+        made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop, self.into)
         after = workshop.ledger.total
         return Pair(made.assistant, made.student, after.seconds - before.seconds, after.flops - before.flops)
 
@@ -142,21 +144,27 @@ def distill_direct(
     student: Candidate,
     config: DistillationConfig,
     workshop: Workshop,
+    into: PreTrainedModel | None = None,
 ) -> Distilled:
-    """Plain distillation, teacher to student, for as many steps as a mean maxidisc trial's compute pays for."""
+    """Plain distillation, teacher to student, for as many steps as a mean maxidisc trial's compute pays for.
+
+    ``into`` is a student of another architecture, for which ``student`` stands.
+    """
     chains = [phases(ranking, chain_from(candidates, s, student), config.assistants) for s in candidates]
     passes = [passes_by_scale(chain, config.sandwich_size) for chain in chains]
     ratio = sum(passes) / len(passes) / student.scale
     steps = round(steps_for(workshop.task.train, config.batch_size, config.epochs) * ratio)
-    start = extract(teacher, ranking, student)
-    with workshop.teacher(teacher, config) as outputs:
+    stage = "teacher to student"
+    with workshop.teacher(teacher, config, student=into) as outputs:
+        if into is not None:
+            return distill_into(into, outputs, student, stage=stage, steps=steps, config=config, workshop=workshop)
         return distill_phase(
-            start,
+            extract(teacher, ranking, student),
             outputs,
             ranking,
             [student],
             target=student,
-            stage="teacher to student",
+            stage=stage,
             steps=steps,
             config=config,
             workshop=workshop,
