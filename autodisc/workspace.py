@@ -31,7 +31,6 @@ from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import make_runtime, seeded
 from autodisc.tasks.data import Split, Task, load_task
-from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
@@ -113,7 +112,7 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
         """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
-        logits = predict(
+        said = predict(
             model,
             split,
             task=self.task,
@@ -121,12 +120,11 @@ class Workspace:
             ledger=self.ledger,
             kind=tuple(size(model).items()),
         )
-        return self.scores(logits, split)
+        return self.scores(said, split)
 
-    def scores(self, logits: np.ndarray, split: Split) -> dict[str, Any]:
-        """What ``logits`` (N, V) of a split, in its order, are worth."""
+    def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
+        """What predictions on a split, in its order, are worth."""
         task = self.task
-        predictions = decode(logits, task.kind)
         return {
             "metric": task.metric.score(predictions, split.labels),
             "metrics": task.metric.components(predictions, split.labels),

@@ -20,7 +20,7 @@ from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import TrainingSettings, TrainingState, steps_for, train
-from autodisc.models.inference import predict
+from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
@@ -28,7 +28,6 @@ from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.tasks.data import Split, Task
-from autodisc.tasks.metrics import decode
 
 VALIDATION = "validation"
 ASSISTANT_PHASE, STUDENT_PHASE = "teacher to assistant", "assistant to student"
@@ -53,8 +52,8 @@ class Workshop:
         task = self.task
         with self.ledger.stage(VALIDATION):
             kind = (candidate.heads, candidate.neurons)
-            logits = predict(model, task.validation, task=task, runtime=self.runtime, ledger=self.ledger, kind=kind)
-            return task.metric.score(decode(logits, task.kind), task.validation.labels)
+            said = predict(model, task.validation, task=task, runtime=self.runtime, ledger=self.ledger, kind=kind)
+            return task.metric.score(said, task.validation.labels)
 
     def cut(self, teacher: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
         """``candidate`` as the ``pruned`` scorer sees it: cut out, and refitted, where asked, on this run's rows."""
@@ -71,6 +70,8 @@ class Workshop:
             model,
             self.task.train,
             depths,
+            classes=width(model, self.task),
+            config=config,
             folder=folder or self.cache / "teacher",
             max_gib=self.max_gib,
             runtime=self.runtime,
