@@ -25,7 +25,20 @@ from pydantic import (
 
 from autodisc.errors import ConfigError
 
-MetricName = Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
+Kind = Literal["classification", "regression", "tokens", "causal-lm"]
+MetricName = Literal[
+    "accuracy",
+    "f1",
+    "f1_macro",
+    "accuracy_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
+    "entity_f1",
+    "word_accuracy",
+    "bits_saved",
+]
 Strategy = Literal["maxidisc", "direct"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DEFAULT_STUDENT = 0.9
@@ -53,13 +66,22 @@ Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 class TaskConfig(Section):
     """What is learned."""
 
-    name: str = Field(description="A GLUE task's name, 'docstrings', or any name with a metric and data.")
-    data: Path | None = Field(None, description="Folder with train, validation[, test] files; none: the hub (GLUE).")
+    name: str = Field(
+        description="A GLUE task's name, 'docstrings', OWNER/NAME of a data set on a hub, or any name with data."
+    )
+    kind: Kind | None = Field(
+        None,
+        description="tokens: a tag for each word; causal-lm: the next token. None: by the metric, else by the files"
+        " (.conll: tokens, .txt: causal-lm), else classification.",
+    )
+    data: Path | None = Field(None, description="Folder with train, validation[, test] files; none: the hub.")
     metric: MetricName | None = Field(None, description="Larger is better; a GLUE name brings its own.")
-    text: str | None = Field(None, description="Column of the (first) sentence; default: the task's.")
+    text: str | None = Field(
+        None, description="Column of the (first) sentence, of the words (tokens) or the text (causal-lm)."
+    )
     text_pair: str | None = Field(None, description="Column of the second sentence, where there is one.")
-    label: str = Field("label", description="Column of the label.")
-    max_length: int = Field(128, ge=8, description="Tokens; longer inputs are truncated.")
+    label: str = Field("label", description="Column of the label, or of the words' tags; tokens knows tags, ner_tags.")
+    max_length: int = Field(128, ge=8, description="Tokens; longer inputs are truncated. causal-lm: of a block.")
     limit_train: int | None = Field(None, ge=1, description="Use this many training rows, drawn by the seed.")
     held_out: float = Field(
         0.1,
@@ -213,6 +235,12 @@ class DistillationConfig(Section):
     clip: float = Field(5.0, gt=0, description="Largest gradient norm; 5 is the authors'.")
     temperature: float = Field(1.0, gt=0)
     hard_label_weight: float = Field(0.0, ge=0, le=1, description="Weight of the gold labels' loss; 0 is the paper.")
+    top_k: int = Field(
+        64,
+        ge=1,
+        description="Where a token has more classes than this, as a vocabulary has: the teacher's likeliest are kept,"
+        " all others are one class.",
+    )
     hidden_depths: int = Field(7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper.")
     train_embeddings: bool = False
     sandwich_size: int = Field(3, ge=1, description="Candidates a step; 1 is plain distillation.")

@@ -26,8 +26,9 @@ from autodisc.errors import ConfigError, StudyError
 from autodisc.finished import Finished, open_finished
 from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
-from autodisc.models.inference import EVALUATION_BATCH
+from autodisc.models.inference import evaluation_batch
 from autodisc.models.onnx import MODEL, OnnxModel, export_onnx, quantize_int8, require_onnx, write_beside
+from autodisc.models.reading import read
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.reporting.model_card import CARD
@@ -270,10 +271,13 @@ def _write_onnx(
 def _scores(file: OnnxModel, space: Workspace) -> dict[str, Any]:
     """What an ONNX file is worth on validation, in onnxruntime."""
     split = space.task.validation
-    logits = np.empty((len(split), space.task.num_labels), np.float32)
-    for batch in batches(split, batch_size=EVALUATION_BATCH, pad_token_id=space.task.pad_token_id, generator=None):
-        logits[batch.rows] = file.logits({name: x.numpy() for name, x in batch.inputs.items()})
-    return space.scores(logits, split)
+    task, rows, said = space.task, list[np.ndarray](), list[np.ndarray]()
+    at_once = evaluation_batch(split, task)
+    for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
+        logits = file.logits({name: x.numpy() for name, x in batch.inputs.items()})
+        said.append(read(torch.from_numpy(logits), batch, split=split, task=task))
+        rows.append(batch.rows)
+    return space.scores(np.concatenate(said)[np.argsort(np.concatenate(rows))], split)
 
 
 def _texts(space: Workspace) -> Iterator[dict[str, torch.Tensor]]:

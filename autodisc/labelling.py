@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from autodisc.config import RuntimeConfig, TaskConfig
+from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import load_model, load_tokenizer
 from autodisc.models.inference import EVALUATION_BATCH, forward
@@ -30,9 +30,10 @@ from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import columns, files
 from autodisc.tasks.batches import Batch, batches
-from autodisc.tasks.data import find_metric, tokenised
+from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
-from autodisc.tasks.metrics import BINARY, Kind, Metric, decode
+from autodisc.tasks.metrics import BINARY, Metric, decode
+from autodisc.tasks.sentences import tokenised
 from autodisc.workspace import label_names
 
 PREDICTION, PROBABILITY = "prediction", "probability_"
@@ -221,7 +222,8 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     model.to(runtime.device)  # type: ignore[arg-type]
 
     def run(batch: Batch) -> np.ndarray:
-        return forward(model, batch.to(runtime.device), runtime=runtime, ledger=None, kind="forward")
+        logits = forward(model, batch.to(runtime.device), runtime=runtime, ledger=None, kind="forward")
+        return logits.float().cpu().numpy()
 
     return Classifier(str(name), label_names(model.config), tokenizer, longest, run)
 

@@ -32,7 +32,7 @@ from autodisc.distillation.teacher_cache import STAGE as TEACHER_OUTPUTS
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.models.checkpoints import Kept
-from autodisc.models.inference import EVALUATION_BATCH, counted, forward_macs, predict
+from autodisc.models.inference import counted, evaluation_batch, forward_macs, predict, width
 from autodisc.models.layouts import base_shape, blocks
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
 from autodisc.progress import Silent
@@ -169,8 +169,7 @@ class _Bench:
         rates = self.rates(RECOVERY, train_split, part_size, trains, scales, before_mib)
         self.more_s[RECOVERY] *= steps
         order, draws = self.runtime.generator(RECOVERY, "order"), self.runtime.generator(RECOVERY, "draws")
-        width = 2 * len(outputs.depths) * int(self.teacher.config.hidden_size)  # bytes a token
-        kept = train_split.tokens * width <= self.config.cache.max_gib * GIB
+        kept = train_split.tokens * outputs.token_bytes <= self.config.cache.max_gib * GIB
         seen = np.zeros(len(train_split), dtype=bool)
         left = steps
         while left > 0:
@@ -182,7 +181,7 @@ class _Bench:
                         seen[part] = kept
                     yield from (Pass(RECOVERY, (RECOVERY, c), rates, c.scale, (len(part), T)) for c in drawn)
                 left -= 1
-        self.disk[TEACHER_OUTPUTS] = int(train_split.lengths[seen].sum()) * width
+        self.disk[TEACHER_OUTPUTS] = int(train_split.lengths[seen].sum()) * outputs.token_bytes
         self.disk[RECOVERY] = 4 * sum(p.numel() for p in supernet.model.parameters())
         for stage in (RECOVERY, TEACHER_OUTPUTS):  # its pages stay in memory
             self.more_mib[stage] += self.disk[TEACHER_OUTPUTS] / MIB
@@ -190,6 +189,7 @@ class _Bench:
 
     def trials(self) -> Iterator[Pass]:
         search, validation = self.config.search, self.task.validation
+        at_once = evaluation_batch(validation, self.task)
         points = sorted(self.candidates)
         total = search.trials or len(points)
         if search.low is None or total >= len(points):
@@ -215,14 +215,14 @@ class _Bench:
             return thrice
 
         rates = self.rates(
-            TRIALS, validation, EVALUATION_BATCH, [run(m) for m in models], (ends[0].scale, ends[1].scale), before_mib
+            TRIALS, validation, at_once, [run(m) for m in models], (ends[0].scale, ends[1].scale), before_mib
         )
         self.more_s[TRIALS] = len(visited) * self.scoring_s(models[-1])
         if search.scorer == "pruned" and self.space.workshop.refit is not None:
             yield from self.refits(self.space.workshop.refit, models, [self.candidates[point] for point in visited])
         for point in visited:
             each = self.candidates[point]
-            for rows, T in shapes(validation, EVALUATION_BATCH):
+            for rows, T in shapes(validation, at_once):
                 yield Pass(TRIALS, (TRIALS, each), rates, each.scale, (len(rows), T))
 
     def refits(self, rows: Split, ends: Sequence[PreTrainedModel], visited: Sequence[Candidate]) -> Iterator[Pass]:
@@ -246,8 +246,8 @@ class _Bench:
         """Seconds of a trial beside its batches: counting its FLOPs, and the metric's standard error."""
         since = time.perf_counter()
         forward_macs(model)
-        labels = self.task.validation.labels
-        self.task.metric.standard_error(labels, labels, self.runtime.seed)
+        labels, metric = self.task.validation.labels, self.task.metric
+        metric.standard_error(metric.constant(labels), labels, self.runtime.seed)
         return time.perf_counter() - since
 
     def teach(self, split: Split, ledger: Ledger) -> list[float]:
@@ -299,6 +299,8 @@ class _Bench:
             self.teacher,
             split,
             hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings),
+            classes=width(self.teacher, self.task),
+            config=config,
             folder=Path(tempfile.mkdtemp(dir=self.folder)),
             max_gib=1.0,
             runtime=self.runtime,

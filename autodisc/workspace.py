@@ -20,7 +20,7 @@ from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ModelError
-from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
+from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, own_head, resolve
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
@@ -31,7 +31,6 @@ from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, make_runtime, seeded
 from autodisc.tasks.data import Split, Task, load_task
-from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
@@ -128,7 +127,7 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
         """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
-        logits = predict(
+        said = predict(
             model,
             split,
             task=self.task,
@@ -136,12 +135,11 @@ class Workspace:
             ledger=self.ledger,
             kind=tuple(size(model).items()),
         )
-        return self.scores(logits, split)
+        return self.scores(said, split)
 
-    def scores(self, logits: np.ndarray, split: Split) -> dict[str, Any]:
-        """What ``logits`` (N, V) of a split, in its order, are worth."""
+    def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
+        """What predictions on a split, in its order, are worth."""
         task = self.task
-        predictions = decode(logits, task.kind)
         return {
             "metric": task.metric.score(predictions, split.labels),
             "metrics": task.metric.components(predictions, split.labels),
@@ -245,7 +243,7 @@ def _other_student(
             "give a model that was pretrained with the teacher's tokenizer"
         )
     with seeded(runtime.seed):
-        model = load_model(name, num_labels=teacher.config.num_labels)
+        model = load_model(name, head=own_head(teacher), num_labels=teacher.config.num_labels)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     scale = encoder_parameters(model) / encoder_parameters(teacher)
     if not 0 < scale < 1:

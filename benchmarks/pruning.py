@@ -23,7 +23,6 @@ from autodisc.pruning.importance import calibration, rank_units, rounds
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.data import Split
-from autodisc.tasks.metrics import decode
 from autodisc.workspace import Workspace, open_workspace
 
 METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether the cut is refitted to the teacher
@@ -37,7 +36,7 @@ METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether 
 
 def predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:
     task = space.task
-    return decode(predict(model, split, task=task, runtime=space.workshop.runtime), task.kind)
+    return predict(model, split, task=task, runtime=space.workshop.runtime)
 
 
 def main() -> None:

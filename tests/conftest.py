@@ -41,6 +41,7 @@ from autodisc.models.checkpoints import save_model
 from autodisc.models.layouts import base_shape
 from autodisc.pruning.candidates import Ranking
 from autodisc.runtime import Runtime
+from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split, Task
 from autodisc.tasks.metrics import METRICS
 
@@ -152,6 +153,19 @@ def make_task(make_split: Callable[..., Split]) -> Callable[..., Task]:
         return Task("toy", metric.kind, metric, names, number, train_split, validation_split, final, "test", {}, 0)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def logits_of() -> Callable[..., np.ndarray]:
+    """The logits (N, V) of a model on a split of sentences, in its order, a row at a time."""
+
+    def call(model: PreTrainedModel, split: Split) -> np.ndarray:
+        passed = batches(split, batch_size=1, pad_token_id=0, generator=None)
+        with torch.inference_mode():
+            found = {int(batch.rows[0]): model.eval()(**batch.inputs).logits[0].numpy() for batch in passed}
+        return np.stack([found[row] for row in range(len(split))])
+
+    return call
 
 
 @pytest.fixture(scope="session")

@@ -47,6 +47,7 @@ DOORS = {
     "accelerate": {"distillation"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
+    "seqeval": {"tasks"},
     "sklearn": {"tasks"},
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models"},

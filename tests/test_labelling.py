@@ -18,10 +18,8 @@ from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
-from autodisc.models.inference import predict
-from autodisc.runtime import make_runtime
 from autodisc.tasks import files
-from autodisc.tasks.data import load_task
+from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
 
 FP32 = RuntimeConfig(device="cpu", precision="fp32", threads=1)
@@ -75,21 +73,27 @@ def read(path: Path) -> list[dict]:
     return pq.read_table(path).to_pylist()
 
 
-def logits_by_inference(model: Path, rows: list[dict], tmp_path: Path) -> np.ndarray:
-    """What `autodisc.models.inference.predict` gives for the same rows, as a task's validation split."""
+@pytest.fixture
+def logits_by_inference(logits_of):
+    return lambda model, rows, tmp_path: logits_of(load_model(model), as_validation(model, rows, tmp_path))
+
+
+def as_validation(model: Path, rows: list[dict], tmp_path: Path) -> Split:
+    """The same rows as a task's validation split."""
     data = tmp_path / "task"
     data.mkdir()
     for split in ("train", "validation", "test"):
         written(data / f"{split}.jsonl", rows)
     config = TASK.model_copy(update={"data": data})
-    tokenizer, loaded = load_tokenizer(model), load_model(model)
-    task = load_task(config, tokenizer, seed=0, cache_dir=tmp_path / "cache", label_names=NAMES)
-    return predict(loaded, task.validation, task=task, runtime=make_runtime(FP32))
+    task = load_task(config, load_tokenizer(model), seed=0, cache_dir=tmp_path / "cache", label_names=NAMES)
+    return task.validation
 
 
 @pytest.mark.parametrize("pair", [False, True], ids=["single", "pair"])
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_a_file_gets_the_predictions_that_inference_gives_in_its_order(model, tmp_path, suffix, pair):
+def test_a_file_gets_the_predictions_that_inference_gives_in_its_order(
+    model, logits_by_inference, tmp_path, suffix, pair
+):
     rows = sentences(50, pair=pair)
     out = tmp_path / f"out{suffix}"
     result = predict_file(model, written(tmp_path / f"in{suffix}", rows), out, task=TASK, runtime=FP32, batch_size=7)
@@ -163,7 +167,7 @@ def test_a_regression_gets_its_value_alone(tmp_path, tiny, word_tokenizer):
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["names", "ids"])
-def test_a_file_is_evaluated_as_its_rows_are_as_a_split(model, tmp_path, named):
+def test_a_file_is_evaluated_as_its_rows_are_as_a_split(model, logits_by_inference, tmp_path, named):
     rows = sentences(60)
     if not named:
         rows = [{**row, "label": NAMES.index(row["label"])} for row in rows]
@@ -304,10 +308,10 @@ def test_an_output_that_cannot_be_written_is_refused(model, tmp_path):
 
 
 def test_the_bootstrap_of_many_examples_is_that_of_few_drawn_in_parts(monkeypatch):
-    from autodisc.tasks import metrics
+    from autodisc.tasks import sums
 
     rng = np.random.default_rng(0)
     predictions, labels = rng.normal(size=90), rng.normal(size=90)
     whole = METRICS["pearson"].standard_error(predictions, labels, 3)
-    monkeypatch.setattr(metrics, "DRAWN", 700)
+    monkeypatch.setattr(sums, "DRAWN", 700)
     assert METRICS["pearson"].standard_error(predictions, labels, 3) == whole

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
 from autodisc import api
@@ -31,19 +30,20 @@ from autodisc.comparison.plan import teachers
 from autodisc.comparison.released import distill_released
 from autodisc.config import StudyConfig
 from autodisc.costs import Ledger
-from autodisc.distillation.losses import soft_cross_entropy
+from autodisc.distillation.losses import prediction_loss
 from autodisc.distillation.schedule import Distilled
 from autodisc.errors import StudyError
 from autodisc.finished import RANKING, scorer
 from autodisc.models.checkpoints import load
-from autodisc.models.inference import forward_macs, predict
+from autodisc.models.inference import evaluation_batch, forward, forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.reading import read
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import let_go
-from autodisc.tasks.data import Split
-from autodisc.tasks.metrics import decode
+from autodisc.tasks.batches import batches
+from autodisc.tasks.splits import Split
 from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
 
 FINAL = "final evaluation"
@@ -127,18 +127,27 @@ def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays
 def _candidates(space: Workspace, opened: Opened) -> tuple[dict[str, float], np.ndarray]:
     """By sparsity, how far each candidate's outputs are from the teacher's on validation: smooth, and no labels; and
     what it predicts there (K, N)."""
-    target = _logits(space, space.teacher, space.task.validation)
-    losses, predictions = {}, []
-    for sparsity, candidate in space.candidates.items():
-        with opened(candidate) as model:
-            logits = _logits(space, model, space.task.validation)
-        let_go(opened)
-        if space.task.kind == "regression":
-            losses[f"{sparsity:g}"] = float((logits - target).square().mean())
-        else:
-            losses[f"{sparsity:g}"] = float(soft_cross_entropy(logits, target, 1.0, len(target)))
-        predictions.append(decode(logits.numpy(), space.task.kind))
-    return losses, np.stack(predictions)
+    split, task, runtime = space.task.validation, space.task, space.workshop.runtime
+    losses = dict.fromkeys(space.candidates, 0.0)
+    said: dict[float, list[np.ndarray]] = {sparsity: [] for sparsity in space.candidates}
+    rows = []
+    space.teacher.eval()
+    at_once = evaluation_batch(split, task)
+    for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
+        batch = batch.to(runtime.device)
+        rows.append(batch.rows)
+        target = forward(space.teacher, batch, runtime=runtime, ledger=None, kind="teacher").float()
+        for sparsity, candidate in space.candidates.items():
+            with opened(candidate) as model:
+                model.eval()
+                logits = forward(model, batch, runtime=runtime, ledger=None, kind=sparsity).float()
+            loss = prediction_loss(logits, target, batch.labels, temperature=1.0, count=split.labelled)
+            losses[sparsity] += float(loss)
+            said[sparsity].append(read(logits, batch, split=split, task=task))
+    let_go(opened)
+    order = np.argsort(np.concatenate(rows))
+    found = [np.concatenate(parts)[order] for parts in said.values()]
+    return {f"{sparsity:g}": loss for sparsity, loss in losses.items()}, np.stack(found)
 
 
 def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tuple[dict[str, Any], Arrays | None]:
@@ -214,11 +223,7 @@ def _scores(space: Workspace, split: Split, predictions: np.ndarray) -> dict[str
 
 
 def _predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:
-    return decode(_logits(space, model, split).numpy(), space.task.kind)
-
-
-def _logits(space: Workspace, model: PreTrainedModel, split: Split) -> torch.Tensor:
-    return torch.from_numpy(predict(model, split, task=space.task, runtime=space.workshop.runtime))
+    return predict(model, split, task=space.task, runtime=space.workshop.runtime)
 
 
 def _made_by(space: Workspace) -> dict[str, Any]:

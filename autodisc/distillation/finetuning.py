@@ -16,7 +16,6 @@ from autodisc.models.inference import predict
 from autodisc.models.losses import label_loss
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch
-from autodisc.tasks.metrics import decode
 
 
 class GoldLabels:
@@ -32,7 +31,7 @@ class GoldLabels:
         def loss() -> torch.Tensor:
             with self.runtime.autocast():
                 logits = self.model(**batch.inputs).logits
-            return label_loss(logits.float(), batch.labels, totals.examples)
+            return label_loss(logits.float(), batch.labels, totals.labels)
 
         yield Term("teacher", loss)
 
@@ -43,8 +42,8 @@ def finetune_classifier(model: PreTrainedModel, config: FinetuneConfig, workshop
 
     def evaluate() -> float:
         with workshop.ledger.stage(VALIDATION):
-            logits = predict(model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger)
-            return task.metric.score(decode(logits, task.kind), task.validation.labels)
+            said = predict(model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger)
+            return task.metric.score(said, task.validation.labels)
 
     settings = TrainingSettings(
         steps=steps_for(task.train, config.batch_size, config.epochs),

@@ -3,13 +3,20 @@
 L = (L_hidden + L_prediction) / 2        (arXiv:2205.14570; the authors' code)
 
 L_hidden is the mean squared error of hidden states over real tokens and depths; L_prediction the soft
-cross-entropy at temperature T (times T², Hinton et al. 2015), for regression the squared error of the output.
+cross-entropy at temperature T (times T², Hinton et al. 2015) of each label, for regression the squared error of the
+output. Of a vocabulary the teacher's k likeliest classes are kept, and all others are one:
+
+L_prediction = T² [ Σ over i ≤ k of pᵢ log(pᵢ / qᵢ) + p₊ log(p₊ / q₊) ],   p₊ = 1 − Σ pᵢ,  q₊ = 1 − Σ qᵢ
+
+(k probabilities alone would teach that all others are impossible: "ghost token" of arXiv:2503.16870.) At k = V it is
+the divergence whose gradient the cross-entropy has; at k < V it is never more, since classes are only merged.
 Each is a sum divided by what a step has on average, so micro-batches add up to the whole exactly, and batches of
-different sizes to a pass in which every example weighs the same.
+different sizes to a pass in which every label weighs the same.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,22 +25,55 @@ import torch
 from torch.nn import functional as F
 
 from autodisc.config import DistillationConfig
-from autodisc.models.losses import label_loss
+from autodisc.models.losses import label_loss, labelled
+from autodisc.tasks.splits import IGNORED
+
+SMALLEST = 1e-7  # probability of all others together
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Real examples and tokens that a step has on average: what its sums are divided by."""
+    """Labels and real tokens that a step has on average: what its sums are divided by.
 
-    examples: float
+    A sentence has one label, a token of a word or of a text its own, if any.
+    """
+
+    labels: float
     tokens: float
 
 
 @dataclass(frozen=True)
-class TeacherOutput:
-    """logits (B, V), and hidden states (B, T, depths, C), fp32; what padding has there is of no account."""
+class Likeliest:
+    """Of each token the k likeliest classes (B, T, k), int64, and log-probabilities (B, T, k + 1) at a temperature.
 
-    logits: torch.Tensor
+    The last is that of all other classes together.
+    """
+
+    classes: torch.Tensor
+    log_probabilities: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, k: int, temperature: float) -> Likeliest:
+        """Of logits (B, T, V); one row after the other, since they are large."""
+        found = [_likeliest(row.float() / temperature, k) for row in logits]
+        classes, log_probabilities = zip(*found, strict=True)
+        return cls(torch.stack(classes), torch.stack(log_probabilities))
+
+
+def _likeliest(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    top, classes = logits.topk(k, dim=-1)
+    others = logits.scatter(-1, classes, -torch.inf).logsumexp(-1, keepdim=True)
+    return classes, torch.cat([top, others], -1) - logits.logsumexp(-1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class TeacherOutput:
+    """logits (B, V) or (B, T, V), of a vocabulary the likeliest; hidden states (B, T, depths, C); fp32.
+
+    What padding has there is of no account.
+    """
+
+    logits: torch.Tensor | Likeliest
     hidden: torch.Tensor | None
 
 
@@ -76,12 +116,40 @@ class _SquaredDistance(torch.autograd.Function):
         return None, None, *((difference * scale).to(dtype).view(shape) for difference, (shape, dtype) in pairs)
 
 
-def soft_cross_entropy(
-    student: torch.Tensor, teacher: torch.Tensor, temperature: float, examples: float
-) -> torch.Tensor:
+def soft_cross_entropy(student: torch.Tensor, teacher: torch.Tensor, temperature: float, count: float) -> torch.Tensor:
     """Cross-entropy of (B, V) logits against the teacher's distribution, both at ``temperature``."""
     target = F.softmax(teacher / temperature, dim=-1)
-    return -(target * F.log_softmax(student / temperature, dim=-1)).sum() * temperature**2 / examples
+    return -(target * F.log_softmax(student / temperature, dim=-1)).sum() * temperature**2 / count
+
+
+def likeliest_divergence(
+    student: torch.Tensor, teacher: Likeliest, labelled: torch.Tensor, temperature: float, count: float
+) -> torch.Tensor:
+    """Divergence of (B, T, V) logits from the teacher's k + 1 classes, over the tokens that are ``labelled`` (B, T)."""
+    student = student / temperature
+    q = student.gather(-1, teacher.classes) - student.logsumexp(-1, keepdim=True)  # (B, T, k)
+    # In fp32 a rest below SMALLEST is rounding.
+    others = (1 - q.exp().sum(-1, keepdim=True)).clamp_min(SMALLEST).log()
+    log_p = teacher.log_probabilities.clamp_min(math.log(SMALLEST))
+    each = (log_p.exp() * (log_p - torch.cat([q, others], -1))).sum(-1)  # (B, T)
+    return each[labelled].sum() * temperature**2 / count
+
+
+def prediction_loss(
+    student: torch.Tensor,
+    teacher: torch.Tensor | Likeliest,
+    labels: torch.Tensor,
+    *,
+    temperature: float,
+    count: float,
+) -> torch.Tensor:
+    """How far outputs are from the teacher's where there are labels, whose values are not looked at; over ``count``."""
+    if labels.is_floating_point():
+        assert isinstance(teacher, torch.Tensor), "a regression has one output"
+        return F.mse_loss(student, teacher, reduction="sum") / count
+    if isinstance(teacher, Likeliest):
+        return likeliest_divergence(student, teacher, labels != IGNORED, temperature, count)
+    return soft_cross_entropy(labelled(student, labels), labelled(teacher, labels), temperature, count)
 
 
 def distillation_loss(
@@ -94,17 +162,14 @@ def distillation_loss(
     totals: Totals,
     config: DistillationConfig,
 ) -> torch.Tensor:
-    """The whole loss of one candidate on one micro-batch; ``logits`` (B, V), ``hidden`` as in ``hidden_loss``."""
+    """The whole loss of one candidate on one micro-batch; ``hidden`` as in ``hidden_loss``."""
     logits = logits.float()
-    if labels.is_floating_point():
-        loss = F.mse_loss(logits, teacher.logits, reduction="sum") / totals.examples
-    else:
-        loss = soft_cross_entropy(logits, teacher.logits, config.temperature, totals.examples)
+    loss = prediction_loss(logits, teacher.logits, labels, temperature=config.temperature, count=totals.labels)
     if hidden and teacher.hidden is not None:
         loss = (loss + hidden_loss(hidden, teacher.hidden, mask, totals.tokens)) / 2
     if config.hard_label_weight > 0:
         weight = config.hard_label_weight
-        loss = (1 - weight) * loss + weight * label_loss(logits, labels, totals.examples)
+        loss = (1 - weight) * loss + weight * label_loss(logits, labels, totals.labels)
     return loss
 
 

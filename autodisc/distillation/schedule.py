@@ -22,7 +22,7 @@ from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Objective, TrainingSettings, TrainingState, steps_for, train
-from autodisc.models.inference import predict
+from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
@@ -30,7 +30,6 @@ from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.tasks.data import Split, Task
-from autodisc.tasks.metrics import decode
 
 VALIDATION = "validation"
 ASSISTANT_PHASE, STUDENT_PHASE = "teacher to assistant", "assistant to student"
@@ -55,8 +54,8 @@ class Workshop:
         task = self.task
         with self.ledger.stage(VALIDATION):
             kind = (candidate.heads, candidate.neurons)
-            logits = predict(model, task.validation, task=task, runtime=self.runtime, ledger=self.ledger, kind=kind)
-            return task.metric.score(decode(logits, task.kind), task.validation.labels)
+            said = predict(model, task.validation, task=task, runtime=self.runtime, ledger=self.ledger, kind=kind)
+            return task.metric.score(said, task.validation.labels)
 
     def cut(self, teacher: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
         """``candidate`` as the ``pruned`` scorer sees it: cut out, and refitted, where asked, on this run's rows."""
@@ -87,6 +86,8 @@ class Workshop:
             model,
             self.task.train,
             depths,
+            classes=width(model, self.task),
+            config=config,
             folder=folder or self.cache / "teacher",
             max_gib=self.max_gib,
             runtime=self.runtime,
@@ -271,10 +272,10 @@ def distill_into(
     def evaluate() -> float:
         with workshop.ledger.stage(VALIDATION):
             kind = ("heterogeneous", model.config.model_type)
-            logits = predict(
+            said = predict(
                 model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger, kind=kind
             )
-            return task.metric.score(decode(logits, task.kind), task.validation.labels)
+            return task.metric.score(said, task.validation.labels)
 
     with projected(model, teacher.teacher, pairs, workshop.runtime) as projections:
         objective = Heterogeneous(model, teacher, pairs, projections, config=config, runtime=workshop.runtime)

@@ -6,23 +6,28 @@ distillation and baselines alike. A run is charged once for every row that it us
 whether it was made in this run or found. Where the files would be too large, or where reading them turns out to be
 slower than computing (MEASURED_READS batches decide), the teacher runs again; the ledger records which and why.
 Hidden states are kept in half precision: half the bytes to read, and below what bf16 arithmetic resolves. A run
-that recomputes rounds alike; its rows meet others in a batch, which may move the last bits.
+that recomputes rounds alike; its rows meet others in a batch, which may move the last bits. Where every token has
+logits these are kept by token, of a vocabulary the ``top_k`` likeliest: 520 bytes a token, where 49,152 took 197 kB.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import joblib
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from autodisc.config import DistillationConfig
 from autodisc.costs import Cost, Ledger
-from autodisc.distillation.losses import TeacherOutput
+from autodisc.distillation.losses import Likeliest, TeacherOutput
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
@@ -32,11 +37,15 @@ from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split
 
 STAGE = "teacher outputs"
+HIDDEN, LOGITS, CLASSES, LIKELIEST = "hidden", "logits", "classes", "likeliest"  # files of a cache
 MEASURED_READS = 8
 
 
 class TeacherCache:
-    """The outputs of ``teacher`` on ``split``; a context manager that settles its cost rate at the end."""
+    """The outputs of ``teacher`` on ``split``; a context manager that settles its cost rate at the end.
+
+    ``classes`` is V of its logits, num_labels unless given; of ``config`` top_k and temperature count.
+    """
 
     def __init__(
         self,
@@ -44,6 +53,8 @@ class TeacherCache:
         split: Split,
         depths: tuple[int, ...],
         *,
+        classes: int | None = None,
+        config: DistillationConfig | None = None,
         folder: Path,
         max_gib: float,
         runtime: Runtime,
@@ -53,16 +64,19 @@ class TeacherCache:
         self.teacher, self.split, self.depths = teacher.eval(), split, depths
         self.runtime, self.ledger = runtime, ledger
         self._offsets = np.concatenate([[0], np.cumsum(split.lengths)])
-        self._width = int(teacher.config.hidden_size)
-        classes = int(teacher.config.num_labels or 1)
+        config, classes = config or DistillationConfig(), classes or int(teacher.config.num_labels or 1)
+        self._temperature = config.temperature
+        self._top = config.top_k if split.counts is not None and classes > config.top_k else None
         self._kind = ("teacher", tuple((block.heads, block.neurons) for block in blocks(teacher)))
         self._forwards = [layer.forward(layer.heads, layer.neurons) for layer in sliced_layers(teacher)]
         self._store: _Store | None = None
         self._progress = progress or Silent()
         self._reads, self._read = 0, Cost()
-        tokens = int(self._offsets[-1])
-        needed = 2 * tokens * len(depths) * self._width + 4 * len(split) * classes
-        key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type])
+        kept = self._arrays(classes)
+        self.token_bytes = sum(each.bytes for each in kept if each.by_token)
+        needed = self.token_bytes * split.tokens + sum(each.bytes for each in kept if not each.by_token) * len(split)
+        made_of = [fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type]
+        key = joblib.hash([*made_of, *([self._top, self._temperature] if self._top else [])])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
         self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))
         self._name = f"{STAGE} {key[:8]}"  # in the ledger's decisions
@@ -73,8 +87,18 @@ class TeacherCache:
                 f"teacher outputs would take {needed / 2**30:.1f} GiB (limit {max_gib:g}, free {free / 2**30:.1f})"
             )
         else:
-            shape = (tokens, len(depths), self._width)
-            self._store = _Store(folder / key, shape, (len(split), classes))
+            self._store = _Store(folder / key, kept, len(split), split.tokens)
+
+    def _arrays(self, classes: int) -> list[_Array]:
+        """What is kept of a row or a token."""
+        kept = [_Array(HIDDEN, "f16", np.float16, (len(self.depths), int(self.teacher.config.hidden_size)), True)]
+        if self._top:
+            return [
+                *kept,
+                _Array(CLASSES, "i32", np.int32, (self._top,), True),
+                _Array(LIKELIEST, "f32", np.float32, (self._top + 1,), True),
+            ]
+        return [*kept, _Array(LOGITS, "f32", np.float32, (classes,), self.split.counts is not None)]
 
     def __enter__(self) -> TeacherCache:
         return self
@@ -84,7 +108,7 @@ class TeacherCache:
             self._store.close()
 
     def __call__(self, batch: Batch) -> TeacherOutput:
-        """logits (B, V) and hidden states (B, T, depths, C; zero at padding), fp32 on the runtime's device."""
+        """Logits and hidden states (zero at padding), fp32 on the runtime's device."""
         with self.ledger.stage(STAGE):
             if self._store is None:
                 return self._compute(batch)
@@ -92,26 +116,28 @@ class TeacherCache:
             lengths, starts = self.split.lengths[rows], self._offsets[rows]
             missing = not self._store.filled[rows].all()
             if missing:
-                output = self._compute(batch)
-                hidden = None if output.hidden is None else output.hidden.cpu().numpy()
-                self._store.write(rows, starts, lengths, output.logits.cpu().numpy(), hidden)
+                self._store.write(rows, starts, lengths, _taken_apart(self._compute(batch)))
             else:
                 self._charge(rows)
             self._charged[rows] = True
             # Read back even what was just made: a cached run and an uncached one see the same rounding.
             _wait(self.runtime.device)
             with self.ledger.timed() as took:
-                logits, states = self._store.read(rows, starts, lengths, batch.inputs["input_ids"].shape[1])
-                device = self.runtime.device
-                hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
-                found = TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
-                _wait(device)
+                values = self._store.read(rows, starts, lengths, batch.inputs["input_ids"].shape[1])
+                found = self._put_together(values)
+                _wait(self.runtime.device)
             self._reads += 1
             if self._reads <= MEASURED_READS:
                 self._read.add(Cost(seconds=took.seconds, tokens=batch.tokens))
             if self._reads == MEASURED_READS:
                 self._decide()
             return found
+
+    def _put_together(self, values: dict[str, np.ndarray]) -> TeacherOutput:
+        device = self.runtime.device
+        on = {name: torch.from_numpy(array).to(device) for name, array in values.items()}
+        logits = Likeliest(on[CLASSES].long(), on[LIKELIEST]) if self._top else on[LOGITS]
+        return TeacherOutput(logits, on[HIDDEN].float() if self.depths else None)
 
     def _decide(self) -> None:
         """Go on reading, or compute from now on: whichever took less a token."""
@@ -146,7 +172,8 @@ class TeacherCache:
             _wait(self.runtime.device)
         if self._store is not None:
             self._store.book(took.seconds, self.ledger.stages[STAGE].flops - before, batch.tokens)
-        return TeacherOutput(out.logits.float(), hidden)
+        logits = Likeliest.of(out.logits, self._top, self._temperature) if self._top else out.logits.float()
+        return TeacherOutput(logits, hidden)
 
     def _charge(self, rows: np.ndarray) -> None:
         """Book rows found in the cache that this run has not paid for yet."""
@@ -164,46 +191,74 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def _taken_apart(output: TeacherOutput) -> dict[str, np.ndarray]:
+    """The arrays of what a teacher said, by name."""
+    said = output.logits
+    if isinstance(said, Likeliest):
+        values = {CLASSES: said.classes, LIKELIEST: said.log_probabilities}
+    else:
+        values = {LOGITS: said}
+    if output.hidden is not None:
+        values[HIDDEN] = output.hidden
+    return {name: value.cpu().numpy() for name, value in values.items()}
+
+
+class _Array(NamedTuple):
+    """One array of a store: what it keeps of a row, or of each of its tokens."""
+
+    name: str
+    suffix: str
+    dtype: type
+    shape: tuple[int, ...]
+    by_token: bool
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
 class _Store:
     """Memory-mapped arrays in a folder, and what their rows cost to make."""
 
-    def __init__(self, folder: Path, hidden: tuple[int, int, int], logits: tuple[int, int]) -> None:
+    def __init__(self, folder: Path, arrays: Sequence[_Array], rows: int, tokens: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._meta = folder / "cost.json"
-        self._hidden = _open(folder / "hidden.f16", np.float16, hidden)
-        self._logits = _open(folder / "logits.f32", np.float32, logits)
-        self.filled = _open(folder / "filled.u8", np.uint8, (logits[0],)).view(np.bool_)
+        self._by_token, self._by_row = (
+            {
+                each.name: _open(
+                    folder / f"{each.name}.{each.suffix}", each.dtype, (tokens if by_token else rows, *each.shape)
+                )
+                for each in arrays
+                if each.by_token == by_token and each.bytes
+            }
+            for by_token in (True, False)
+        )
+        self.filled = _open(folder / "filled.u8", np.uint8, (rows,)).view(np.bool_)
         self._spent = {"seconds": 0.0, "flops": 0.0, "tokens": 0}
         if self._meta.exists():
             self._spent = json.loads(self._meta.read_text())
         else:
             self.filled[:] = False  # rows whose cost is not known would be free: make them again
 
-    def write(
-        self,
-        rows: np.ndarray,
-        starts: np.ndarray,
-        lengths: np.ndarray,
-        logits: np.ndarray,
-        hidden: np.ndarray | None,
-    ) -> None:
+    def write(self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: dict[str, np.ndarray]) -> None:
         """Rows that are there already stay as they are: a reader sees the same values all its life."""
         new = np.flatnonzero(~self.filled[rows])
-        if hidden is not None:
+        for name, array in self._by_token.items():
             for i in new:
-                self._hidden[starts[i] : starts[i] + lengths[i]] = hidden[i, : lengths[i]]
-        self._logits[rows[new]] = logits[new]
+                array[starts[i] : starts[i] + lengths[i]] = values[name][i, : lengths[i]]
+        for name, array in self._by_row.items():
+            array[rows[new]] = values[name][new]
         self.filled[rows] = True  # last: a row that says filled is
 
-    def read(
-        self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, longest: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """logits (B, V) and hidden states (B, T, depths, C), zero beyond a row's length."""
-        hidden = np.empty((len(rows), longest, *self._hidden.shape[1:]), self._hidden.dtype)
-        for row, start, length in zip(hidden, starts.tolist(), lengths.tolist(), strict=True):
-            row[:length] = self._hidden[start : start + length]
-            row[length:] = 0
-        return self._logits[rows], hidden
+    def read(self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, longest: int) -> dict[str, np.ndarray]:
+        """(B, …) and (B, T, …) by name, zero beyond a row's length."""
+        found = {name: array[rows] for name, array in self._by_row.items()}
+        for name, array in self._by_token.items():
+            found[name] = np.empty((len(rows), longest, *array.shape[1:]), array.dtype)
+            for row, start, length in zip(found[name], starts.tolist(), lengths.tolist(), strict=True):
+                row[:length] = array[start : start + length]
+                row[length:] = 0
+        return found
 
     def book(self, seconds: float, flops: float, tokens: int) -> None:
         first = self._spent["tokens"] == 0
@@ -224,8 +279,6 @@ class _Store:
 
 
 def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-    if 0 in shape:
-        return np.empty(shape, dtype)
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     fits = path.exists() and path.stat().st_size == size
     return np.memmap(path, dtype=dtype, mode="r+" if fits else "w+", shape=shape)

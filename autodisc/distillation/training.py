@@ -4,7 +4,7 @@ A step draws what it trains (the sandwich's candidates), splits its batch into m
 and backward once for each (micro-batch, candidate), adding gradients in place; then clips and steps. All that
 changes from step to step stands in ``TrainingState``.
 
-loss of a step = Σ over its examples / E,  E = examples of a pass / its steps        (of hidden states: tokens)
+loss of a step = Σ over its labels / E,  E = labels of a pass / its steps            (of hidden states: tokens)
 
 Batches hold a budget of tokens, so their sizes differ. Divided by their own, an example among few long ones would
 weigh more than one among many short ones; with E each weighs the same, and a step's gradient has the same expected
@@ -107,7 +107,7 @@ def train(
     order = runtime.generator(stage, "order")
     draws = runtime.generator(stage, "draws")
     a_pass = number_of_batches(split, settings.batch_size)
-    expected = Totals(examples=len(split) / a_pass, tokens=split.tokens / a_pass)
+    expected = Totals(labels=split.labelled / a_pass, tokens=split.tokens / a_pass)
     with (
         seeded(runtime.seed),
         trainable_attention(model, runtime),

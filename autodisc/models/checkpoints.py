@@ -11,15 +11,15 @@ import contextlib
 import hashlib
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
@@ -30,12 +30,16 @@ from transformers.utils import logging as transformers_logging
 from autodisc.errors import CheckpointError, ModelError, one_line
 from autodisc.models.layouts import layout_of
 from autodisc.models.modeling_autodisc import (
-    CLASSES,
     CONFIG,
+    NAMES,
     WEIGHTS,
     FolderError,
+    Head,
     Kept,
     adopt,
+    head_of,
+    plain_class,
+    pruned_class,
     seal,
     verify_model,
     verify_tokenizer,
@@ -43,24 +47,40 @@ from autodisc.models.modeling_autodisc import (
 
 PACKAGE = "package:"
 CARD = "README.md"  # what is said of a model goes with it
+FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
+    "sequence": "fine-tuned classifier",
+    "token": "fine-tuned token classifier",
+    "causal": "causal language model",
+    "image": "fine-tuned image classifier",
+}
 
 
-def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool = True) -> PreTrainedModel:
-    """A sequence classifier in fp32, evaluation mode, from a folder (pruned or not) or a hub name.
+def load_model(
+    name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
+) -> PreTrainedModel:
+    """A model in fp32, evaluation mode, from a folder (pruned or not) or a hub name.
 
+    ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
     ``verify=False`` opens a pruned folder that was edited on purpose; saved again, it verifies.
-    Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, not a classifier).
+    Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, without that head).
     """
     name = resolve(name)
     if verify:  # before the config's values are given to anybody
         with _explained(name):
             verify_model(name)
     config = load_model_config(name)
-    layout_of(config)
+    heads = layout_of(config).heads
+    found = head_of(config) or heads[0]
+    if head is None:  # a language model that is to be fine-tuned for labels becomes a classifier
+        head = heads[0] if found == "causal" and num_labels is not None else found
+    if head not in heads:
+        raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
     with _quiet(), _explained(name):
         if getattr(config, "autodisc", None) is not None:
-            pruned: PreTrainedModel = CLASSES[config.model_type].from_pretrained(
+            if head != found:
+                raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
+            pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
                 name, config=config, dtype=torch.float32, verify=False
             )
             return pruned
@@ -68,9 +88,10 @@ def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool 
             config.num_labels = num_labels
             if num_labels == 1:
                 config.problem_type = "regression"
-        model, report = AutoModelForSequenceClassification.from_pretrained(
+        loaded: Any = plain_class(config.model_type, head).from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True
         )
+    model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
     body = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
@@ -78,10 +99,10 @@ def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool 
         raise CheckpointError(f"{name}: the weights lack {', '.join(body[:3])}; the file is damaged or incomplete")
     if fresh and num_labels is None:
         raise CheckpointError(
-            f"{name}: not a fine-tuned classifier, its weights lack {', '.join(fresh[:3])}."
-            " Run 'autodisc finetune' first."
+            f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    return model.eval()
+    opened: PreTrainedModel = model.eval()
+    return opened
 
 
 def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
@@ -110,12 +131,20 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(name)
 
 
-def unfilled(config: PretrainedConfig) -> PreTrainedModel:
-    """A classifier in fp32 with a configuration's sizes, pruned or not, for weights to be loaded into."""
-    if getattr(config, "autodisc", None) is not None:
-        pruned: PreTrainedModel = CLASSES[config.model_type]._from_config(config, dtype=torch.float32)
-        return pruned
-    return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
+    """A model in fp32 with a configuration's sizes, pruned or not, for weights to be loaded into."""
+    make: Callable[[str, Head], type[PreTrainedModel]]
+    make = pruned_class if getattr(config, "autodisc", None) is not None else plain_class
+    made: PreTrainedModel = make(config.model_type, head)._from_config(config, dtype=torch.float32)
+    return made
+
+
+def own_head(model: PreTrainedModel) -> Head:
+    """The head of a model in memory; raises ModelError for a class that is none of the layouts'."""
+    name = type(model).__name__
+    if name not in NAMES:
+        raise ModelError(f"model: a {name} has none of the heads that are supported; give one of {', '.join(NAMES)}")
+    return NAMES[name][1]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
@@ -129,6 +158,8 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     partial.mkdir(parents=True)
     try:
         pruned = getattr(model.config, "autodisc", None) is not None
+        if pruned:
+            own_head(model)
         with _quiet():
             try:
                 (adopt(model) if pruned else model).save_pretrained(partial)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers import PreTrainedModel
 
 from autodisc.errors import ModelError
+from autodisc.models.checkpoints import own_head, unfilled
 from autodisc.models.layouts import blocks
 from autodisc.models.modeling_autodisc import FolderError, Kept
 
@@ -34,7 +35,8 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     for name in ("autodisc", "auto_map"):
         if hasattr(config, name):
             delattr(config, name)
-    dense = AutoModelForSequenceClassification.from_config(config, dtype=model.dtype)
+    dense = unfilled(config, own_head(model))
+    dense.to(model.dtype)  # type: ignore[arg-type]
     placed = set()
     for block, full, heads, neurons in zip(own, blocks(dense), kept.heads, kept.neurons, strict=True):
         columns = [head * full.head_size + i for head in heads for i in range(full.head_size)]
@@ -52,7 +54,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
         raise ModelError(f"model: is no plain {config.model_type} ({' '.join(str(error).split())[:160]})") from None
     if strange := [*(name for name in missing if name.rpartition(".")[0] not in done), *more]:
         raise ModelError(f"model: is no plain {config.model_type} ({', '.join(strange[:3])}); nothing to open it by")
-    return dense.to(model.device).train(model.training)
+    return dense.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 
 def _place(

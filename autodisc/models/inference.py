@@ -1,11 +1,11 @@
-"""Run a classifier over a split: logits out, in the split's order; and what a forward pass costs.
+"""Run a model over a split: what a metric needs of its answers, in the split's order; and what a forward pass costs.
 
 FLOPs of B rows of T tokens = B · (head + T · token + T² · pair)
 
 One row of a real batch tells all three: torch's counter names the operators (attention's products grow with T²) and
-the modules (what is neither a layer nor an embedding sees one token of a row). So every shape, 128 tokens too, follows
-exactly from one counted forward of some 200 operators; counting two whole batches and a row of 128 tokens instead
-made a trial on 408 pairs a fifth longer.
+the modules (what is neither a layer nor an embedding sees one token of a row, unless every token has logits). So every
+shape, 128 tokens too, follows exactly from one counted forward of some 200 operators; counting two whole batches and a
+row of 128 tokens instead made a trial on 408 pairs a fifth longer.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings
+from autodisc.models.reading import read
 from autodisc.progress import Bar
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
 EVALUATION_BATCH = 64
+LOGITS = 2**26  # of a batch at most: 256 MiB in fp32
 
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of a row: of the classification head, a token, and a pair of tokens."""
+    """FLOPs of a row: of a sentence's classification head, a token, and a pair of tokens."""
 
     head: int
     token: int
@@ -55,26 +57,39 @@ def predict(
     kind: Hashable = "forward",
     bar: Bar | None = None,
 ) -> np.ndarray:
-    """Logits (N, V), fp32, of every row; ``kind`` names the model in the ledger."""
-    logits: np.ndarray | None = None
+    """What ``read`` makes of every row, in the split's order; ``kind`` names the model in the ledger."""
+    found: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
     model.eval()
-    for batch in batches(split, batch_size=EVALUATION_BATCH, pad_token_id=task.pad_token_id, generator=None):
-        output = forward(model, batch.to(runtime.device), runtime=runtime, ledger=ledger, kind=kind)
-        if logits is None:
-            logits = np.empty((len(split), output.shape[1]), dtype=np.float32)
-        logits[batch.rows] = output
+    at_once = evaluation_batch(split, task)
+    for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
+        batch = batch.to(runtime.device)
+        logits = forward(model, batch, runtime=runtime, ledger=ledger, kind=kind)
+        found.append(read(logits, batch, split=split, task=task))
+        rows.append(batch.rows)
         if bar is not None:
             bar.advance()
-    assert logits is not None, "a split is never empty"
-    return logits
+    return np.concatenate(found)[np.argsort(np.concatenate(rows))]
+
+
+def evaluation_batch(split: Split, task: Task) -> int:
+    """Rows of a batch, of which a vocabulary's logits fit into memory."""
+    if split.counts is None:
+        return EVALUATION_BATCH
+    return max(1, min(EVALUATION_BATCH, LOGITS // (int(split.lengths.max()) * task.num_labels)))
+
+
+def width(model: PreTrainedModel, task: Task) -> int:
+    """V of a model's logits; a vocabulary may have more than the tokenizer's."""
+    return int((model.config.vocab_size if task.kind == "causal-lm" else model.config.num_labels) or 1)
 
 
 def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
-) -> np.ndarray:
-    """Logits (B, V), fp32, of a batch that lies on the device; booked to ``ledger``."""
+) -> torch.Tensor:
+    """Logits (B, V) or (B, T, V) of a batch that lies on the device; booked to ``ledger``."""
     with torch.inference_mode(), runtime.autocast():
-        output = model(**model_inputs(model, batch)).logits.float().cpu().numpy()  # (B, V)
+        output: torch.Tensor = model(**model_inputs(model, batch)).logits
     if ledger is not None:
         ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
     return output
@@ -95,7 +110,7 @@ def counted(model: PreTrainedModel, batch: Batch, ledger: Ledger, kind: Hashable
 def count_forward(model: PreTrainedModel, row: Mapping[str, torch.Tensor]) -> ForwardFlops:
     """Run one row (1, T) under torch's FLOP counter; in fp32, for which a CPU compiles no kernels."""
     with torch.inference_mode(), flop_counter() as counter:
-        model(**row)
+        by_token = model(**row).logits.dim() == 3
     T = row["input_ids"].shape[1]
     found = {name: {str(op): flops for op, flops in ops.items()} for name, ops in counter.get_flop_counts().items()}
     names = {module: name for name, module in model.named_modules()}
@@ -103,7 +118,8 @@ def count_forward(model: PreTrainedModel, row: Mapping[str, torch.Tensor]) -> Fo
     tokens = sum(sum(found.get(f"{type(model).__name__}.{names[module]}", {}).values()) for module in per_token)
     total = counter.get_total_flops()
     pairs = sum(flops for op, flops in found["Global"].items() if "bmm" in op or "attention" in op)
-    return ForwardFlops(total - tokens, (tokens - pairs) // T, pairs // (T * T))
+    head, tokens = (0, total) if by_token else (total - tokens, tokens)
+    return ForwardFlops(head, (tokens - pairs) // T, pairs // (T * T))
 
 
 def forward_macs(model: PreTrainedModel, tokens: int = 128) -> int:

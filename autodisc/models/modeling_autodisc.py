@@ -1,6 +1,6 @@
-"""A pruned classifier, opened from its folder alone. This file travels in the folder; autodisc uses the same code.
+"""A pruned model, opened from its folder alone. This file travels in the folder; autodisc uses the same code.
 
-    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
+    AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)   (or the head that it has)
 
 needs torch and transformers, not autodisc. ``config.autodisc`` holds per layer the indices of the kept heads and
 neurons in the unpruned architecture, and sha256 digests of the folder's files and of its config. A class here gives
@@ -11,23 +11,29 @@ were saved is an error in one line.
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
+import importlib
 import itertools
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.models.bert import modeling_bert as bert
-from transformers.models.distilbert import modeling_distilbert as distilbert
-from transformers.models.electra import modeling_electra as electra
-from transformers.models.roberta import modeling_roberta as roberta
 from transformers.utils import cached_file
+
+Head = Literal["sequence", "token", "causal", "image"]
+SUFFIXES: dict[Head, str] = {  # of classes, transformers' Auto ones too
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "causal": "ForCausalLM",
+    "image": "ForImageClassification",
+}
 
 FORMAT = 2  # 1 had no digests; such folders open unverified
 CONFIG, WEIGHTS, CODE = "config.json", "model.safetensors", "modeling_autodisc.py"
@@ -44,6 +50,7 @@ class FolderError(ValueError):
 class Layout:
     """Module names of one family. ``layers`` is relative to the base model, the others to one layer."""
 
+    prefix: str  # of transformers' class names
     layers: str
     attention: str  # the module that mixes tokens; its first output is what leaves it
     attention_in: tuple[str, ...]  # rows are heads, head_size rows each
@@ -58,6 +65,10 @@ class Layout:
     config_hidden: str = "hidden_size"
     config_layers: str = "num_hidden_layers"
     config_activation: str = "hidden_act"
+    heads: tuple[Head, ...] = ("sequence", "token")
+
+    def class_name(self, head: Head) -> str:
+        return self.prefix + SUFFIXES[head]
 
     def shape(self, config: PreTrainedConfig) -> tuple[int, int, int]:
         """(layers L, heads H, neurons N a layer) of the unpruned architecture."""
@@ -79,6 +90,7 @@ class Layout:
 
 
 _BERT = Layout(
+    prefix="Bert",
     layers="encoder.layer",
     attention="attention.self",
     attention_in=("attention.self.query", "attention.self.key", "attention.self.value"),
@@ -91,6 +103,7 @@ _BERT = Layout(
 )
 
 _DISTILBERT = Layout(
+    prefix="DistilBert",
     layers="transformer.layer",
     attention="attention",
     attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
@@ -106,7 +119,15 @@ _DISTILBERT = Layout(
     config_activation="activation",
 )
 
-LAYOUTS: dict[str, Layout] = {"bert": _BERT, "roberta": _BERT, "electra": _BERT, "distilbert": _DISTILBERT}
+LAYOUTS: dict[str, Layout] = {
+    "bert": _BERT,
+    "roberta": replace(_BERT, prefix="Roberta"),
+    "electra": replace(_BERT, prefix="Electra"),
+    "distilbert": _DISTILBERT,
+}
+NAMES: dict[str, tuple[str, Head]] = {
+    layout.class_name(head): (family, head) for family, layout in LAYOUTS.items() for head in layout.heads
+}
 
 
 @dataclass(frozen=True)
@@ -188,24 +209,19 @@ class Headless(nn.Module):
         context = query(hidden_states)  # (B, T, 0)
         return (out[0](context) if out else context), weights
 
-
-class HeadlessBert(Headless, bert.BertSelfAttention):  # type: ignore[misc]
-    pass
-
-
-class HeadlessRoberta(Headless, roberta.RobertaSelfAttention):  # type: ignore[misc]
-    pass
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A pickle finds no class by the name of one that was made."""
+        return _remade, (type(self).__bases__[1],), self.__dict__
 
 
-class HeadlessElectra(Headless, electra.ElectraSelfAttention):  # type: ignore[misc]
-    pass
+@functools.cache
+def headless(kind: type[nn.Module]) -> type[Headless]:
+    """``kind`` without a head: a subclass, since transformers records attentions by their class."""
+    return type(f"Headless{kind.__name__}", (Headless, kind), {"__module__": __name__})
 
 
-class HeadlessDistilBert(Headless, distilbert.DistilBertSelfAttention):  # type: ignore[misc]
-    pass
-
-
-HEADLESS = {kind.__bases__[1]: kind for kind in (HeadlessBert, HeadlessRoberta, HeadlessElectra, HeadlessDistilBert)}
+def _remade(kind: type[nn.Module]) -> Headless:
+    return headless(kind).__new__(headless(kind))
 
 
 def resize(model: PreTrainedModel, kept: Kept) -> None:
@@ -227,7 +243,7 @@ def resize(model: PreTrainedModel, kept: Kept) -> None:
         layout.declare_heads(layer, len(heads), head_size)
         if not heads:
             attention = layer.get_submodule(layout.attention)
-            attention.__class__ = HEADLESS[type(attention)]
+            attention.__class__ = headless(type(attention))  # type: ignore[arg-type]
         if not neurons:
             layer.set_submodule(layout.activation, nn.Identity())
 
@@ -242,9 +258,7 @@ def _cut(linear: nn.Module, *, rows: int | None = None, columns: int | None = No
 
 
 class Pruned(PreTrainedModel):
-    """What the classes below add to their families'."""
-
-    _auto_class = "AutoModelForSequenceClassification"  # save_pretrained writes this file and its auto_map
+    """What a pruned class adds to its family's."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         if config.model_type != self.config_class.model_type:  # type: ignore[union-attr]
@@ -306,35 +320,46 @@ class Pruned(PreTrainedModel):
             PreTrainedModel.push_to_hub(self, kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
 
 
-# Named as their parents, since a pipeline logs an error about a class name that it does not know.
-class BertForSequenceClassification(Pruned, bert.BertForSequenceClassification):
-    pass
+def plain_class(family: str, head: Head) -> type[PreTrainedModel]:
+    """transformers' class of a family."""
+    module = family.replace("-", "_")
+    found: type[PreTrainedModel] = getattr(
+        importlib.import_module(f"transformers.models.{module}.modeling_{module}"), LAYOUTS[family].class_name(head)
+    )
+    return found
 
 
-class RobertaForSequenceClassification(Pruned, roberta.RobertaForSequenceClassification):
-    pass
+@functools.cache
+def pruned_class(family: str, head: Head) -> type[Pruned]:
+    """The class of pruned models, made when asked for: a folder imports its own family alone.
+
+    Named as its parent, since a pipeline logs an error about a class name that it does not know. With ``_auto_class``
+    save_pretrained writes this file and its auto_map.
+    """
+    parent = plain_class(family, head)
+    more = {"__module__": __name__, "_auto_class": f"AutoModel{SUFFIXES[head]}"}
+    return type(parent.__name__, (Pruned, parent), more)
 
 
-class ElectraForSequenceClassification(Pruned, electra.ElectraForSequenceClassification):
-    pass
+def __getattr__(name: str) -> Any:
+    """Pruned classes by name, as transformers and pickles ask for them."""
+    if name not in NAMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return pruned_class(*NAMES[name])
 
 
-class DistilBertForSequenceClassification(Pruned, distilbert.DistilBertForSequenceClassification):
-    pass
-
-
-CLASSES: dict[str, type[Pruned]] = {
-    "bert": BertForSequenceClassification,
-    "roberta": RobertaForSequenceClassification,
-    "electra": ElectraForSequenceClassification,
-    "distilbert": DistilBertForSequenceClassification,
-}
+def head_of(config: PreTrainedConfig) -> Head | None:
+    """The head that a saved model has; None where it has none of these."""
+    for name in getattr(config, "architectures", None) or ():
+        if name in NAMES:
+            return NAMES[name][1]
+    return None
 
 
 def adopt(model: PreTrainedModel) -> Pruned:
-    """A model of one of the classes above with the parameters of ``model``, none copied: to be saved, not run."""
+    """A model of a pruned class with the parameters of ``model``, none copied: to be saved, not run."""
     with torch.device("meta"):
-        made = CLASSES[model.config.model_type](copy.deepcopy(model.config))
+        made = pruned_class(*NAMES[type(model).__name__])(copy.deepcopy(model.config))
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     return made
 

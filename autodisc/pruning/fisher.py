@@ -26,12 +26,14 @@ from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
+from autodisc.models.losses import labelled
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking, Unit
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split, Task
 
+MANY = 64  # classes above which no (V, V) matrix is made of a row's
 RIDGE = 0.01  # added to A and G, over the mean of their diagonals; .001 to 1 for G measured alike
 
 
@@ -110,6 +112,7 @@ def second_moments(
                     logits = model(**batch.inputs).logits.float()
                 if not torch.isfinite(logits).all():
                     raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
+                logits = labelled(logits, batch.labels)
                 drawn = torch.from_numpy(signs.choice([-1.0, 1.0], logits.shape)).to(logits)
                 asked = (logits * fisher_root(logits.detach(), drawn)).sum()
                 found = torch.autograd.grad(asked, [seen[sink][1] for sink in sinks])
@@ -132,10 +135,15 @@ def second_moments(
 def fisher_root(logits: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:
     """v (B, V) with E[v vᵀ] = the Fisher information of each row's logits, over random ``signs`` (B, V) of ±1.
 
-    diag(p) − p pᵀ of a classifier, exactly with two classes; 1 of a regression (squared error).
+    diag(p) − p pᵀ of a classifier, exactly with two classes; 1 of a regression (squared error). Of many classes
+    (diag(√p) − p √pᵀ) s, whose root takes no (V, V) matrix.
     """
     if logits.shape[1] == 1:
         return torch.ones_like(logits)
+    if logits.shape[1] > MANY:
+        p = logits.softmax(-1)
+        drawn = p.sqrt() * signs
+        return drawn - p * drawn.sum(-1, keepdim=True)
     p = logits.double().softmax(-1)
     values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[:, :, None] * p[:, None])
     root = vectors * values.clamp_min(0.0).sqrt()[:, None]  # (B, V, V): its columns, and one of them is zero

@@ -22,7 +22,7 @@ from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
-from autodisc.models.losses import label_loss
+from autodisc.models.losses import label_count, label_loss
 from autodisc.progress import Bar, Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
 from autodisc.pruning.fisher import rank_by_fisher
@@ -64,7 +64,7 @@ def estimate_importance(
             with ledger.count(kind, batch.padded_tokens):
                 with masked(model, *ones), trainable_attention(model, runtime), runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
-                loss = label_loss(logits, batch.labels, len(batch.rows))
+                loss = label_loss(logits, batch.labels, label_count(batch.labels))
                 if not torch.isfinite(loss):
                     raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
                 loss.backward()

@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import TrainingError
-from autodisc.models.inference import EVALUATION_BATCH
+from autodisc.models.inference import evaluation_batch
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
@@ -122,7 +122,8 @@ class _Part:
 
 
 def _batches(workshop: Workshop) -> int:
-    return -(-len(workshop.task.validation) // EVALUATION_BATCH)
+    task = workshop.task
+    return -(-len(task.validation) // evaluation_batch(task.validation, task))
 
 
 def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig) -> None:

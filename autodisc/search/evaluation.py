@@ -17,14 +17,14 @@ from transformers import PreTrainedModel
 
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import TrainingError
-from autodisc.models.inference import EVALUATION_BATCH, ForwardFlops, counted, forward
+from autodisc.models.inference import ForwardFlops, counted, evaluation_batch, forward
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.reading import read
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.stopping import Judge, Standing, step_ends, step_values
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import Batch, batches
-from autodisc.tasks.metrics import decode
 
 Opened = Callable[[Candidate], AbstractContextManager[PreTrainedModel]]  # a model that runs as a candidate
 
@@ -61,9 +61,8 @@ def evaluate(
     task, runtime = workshop.task, workshop.runtime
     since = time.perf_counter()
     passes = [_Pass(opened, candidate, workshop) for candidate in candidates]
-    made: Iterable[Batch] = batches(
-        task.validation, batch_size=EVALUATION_BATCH, pad_token_id=task.pad_token_id, generator=None
-    )
+    at_once = evaluation_batch(task.validation, task)
+    made: Iterable[Batch] = batches(task.validation, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None)
     ends: list[int] = []
     if judge is not None:
         made = list(made)
@@ -89,7 +88,7 @@ class _Pass:
     def __init__(self, opened: Opened, candidate: Candidate, workshop: Workshop) -> None:
         self.opened, self.candidate, self.workshop = opened, candidate, workshop
         self.rows: list[np.ndarray] = []  # (B,) by batch
-        self.logits: list[np.ndarray] = []  # (B, V) by batch
+        self.said: list[np.ndarray] = []  # what is read of the logits, by batch
         self.params, self.flops = 0, ForwardFlops(0, 0, 0)
         self.seconds = 0.0
         self.error: TrainingError | None = None
@@ -104,7 +103,8 @@ class _Pass:
                     model.eval()
                     self.params = encoder_parameters(model, heads, neurons)
                     self.flops = counted(model, batch, ledger, kind)
-                self.logits.append(forward(model, batch, runtime=self.workshop.runtime, ledger=ledger, kind=kind))
+                logits = forward(model, batch, runtime=self.workshop.runtime, ledger=ledger, kind=kind)
+                self.said.append(read(logits, batch, split=self.workshop.task.validation, task=self.workshop.task))
                 self.rows.append(batch.rows)
         except TrainingError as error:
             self.error = error
@@ -115,7 +115,7 @@ class _Pass:
         task, rows = self.workshop.task, np.concatenate(self.rows)
         order = np.argsort(rows)
         labels = task.validation.labels[rows[order]]
-        predictions = decode(np.concatenate(self.logits), task.kind)[order]
+        predictions = np.concatenate(self.said)[order]
         return Score(
             sparsity=self.candidate.sparsity,
             metric=task.metric.score(predictions, labels),
@@ -128,7 +128,7 @@ class _Pass:
         task, steps = self.workshop.task, []
         for start, end in itertools.pairwise([0, *ends]):
             labels = task.validation.labels[np.concatenate(self.rows[start:end])]
-            steps.append((decode(np.concatenate(self.logits[start:end]), task.kind), labels))
+            steps.append((np.concatenate(self.said[start:end]), labels))
         return tuple(value + lam * self.candidate.sparsity for value in step_values(task.metric, steps))
 
     def outcome(self, ends: Sequence[int], judge: Judge | None) -> Outcome:

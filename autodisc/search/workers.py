@@ -21,7 +21,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from autodisc.costs import Ledger
 from autodisc.distillation.schedule import Distilled, Workshop
 from autodisc.errors import TrainingError
-from autodisc.models.checkpoints import unfilled
+from autodisc.models.checkpoints import own_head, unfilled
+from autodisc.models.modeling_autodisc import Head
 from autodisc.progress import Silent
 
 Key = TypeVar("Key")
@@ -43,6 +44,7 @@ class Sendable:
 @dataclass(frozen=True)
 class _Parcel:
     config: PretrainedConfig
+    head: Head
     weights: dict[str, torch.Tensor]
     device: torch.device
 
@@ -50,7 +52,8 @@ class _Parcel:
 def packed(value: Any) -> Any:
     """A model, or what holds one, as it can be sent."""
     if isinstance(value, PreTrainedModel):
-        return _Parcel(value.config, {k: v.cpu() for k, v in value.state_dict().items()}, value.device)
+        weights = {k: v.cpu() for k, v in value.state_dict().items()}
+        return _Parcel(value.config, own_head(value), weights, value.device)
     if isinstance(value, Distilled):
         return replace(value, model=packed(value.model))
     return value
@@ -59,7 +62,7 @@ def packed(value: Any) -> Any:
 def opened(value: Any) -> Any:
     """What was ``packed``, with a model of its own."""
     if isinstance(value, _Parcel):
-        model = unfilled(value.config)
+        model = unfilled(value.config, value.head)
         model.load_state_dict(value.weights)
         return model.eval().to(value.device)
     if isinstance(value, Distilled):

@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from autodisc.tasks.splits import IGNORED, LABELS
+
 if TYPE_CHECKING:
     import torch
 
-    from autodisc.tasks.data import Split
+    from autodisc.tasks.splits import Split
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Batch:
 
     rows: np.ndarray  # (B,) indices into the split
     inputs: dict[str, torch.Tensor]  # (B, T) int64: input_ids, attention_mask and maybe token_type_ids
-    labels: torch.Tensor  # (B,)
+    labels: torch.Tensor  # (B,), or (B, T) where tokens have theirs: IGNORED where one has none
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -78,10 +80,11 @@ def batches(
         real = np.arange(padded[rows].max()) < lengths[:, None]  # (B, T)
         arrays = {"attention_mask": real.astype(np.int64)}
         for name, lists in columns.items():
-            arrays[name] = np.full(real.shape, pad_token_id if name == "input_ids" else 0, np.int64)
+            padding = {"input_ids": pad_token_id, LABELS: IGNORED}.get(name, 0)
+            arrays[name] = np.full(real.shape, padding, np.int64)
             arrays[name][real] = lists.gather(rows, lengths)
         inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        yield Batch(rows, inputs, torch.from_numpy(split.labels[rows]))
+        yield Batch(rows, inputs, inputs.pop(LABELS) if LABELS in inputs else torch.from_numpy(split.labels[rows]))
 
 
 def padded_length(longest: int) -> int:

@@ -53,7 +53,7 @@ def check_columns(have: Sequence[str], where: str, texts: Sequence[str], label: 
 
 def read_texts(rows: Dataset, split: str, names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Each row's text columns as strings, none missing."""
-    columns = ((as_text(value, split, i, name) for i, value in enumerate(_values(rows, name), 1)) for name in names)
+    columns = ((as_text(value, split, i, name) for i, value in enumerate(cells(rows, name), 1)) for name in names)
     return zip(*columns, strict=True)
 
 
@@ -61,7 +61,7 @@ def is_unlabelled(rows: Dataset, label: str) -> bool:
     """GLUE's test sets hold -1; others leave the column out, or empty."""
     if label not in rows.column_names:
         return True
-    return all(_missing(value) or str(value) in ("-1", "-1.0") for value in _values(rows, label))
+    return all(_missing(value) or str(value) in ("-1", "-1.0") for value in cells(rows, label))
 
 
 def content_hashes(texts: Iterable[Sequence[str]]) -> np.ndarray:
@@ -83,7 +83,7 @@ class Labels:
         if metric.kind == "regression":
             return cls(None)
         values = set()
-        for i, value in enumerate(_values(train, config.label), 1):
+        for i, value in enumerate(cells(train, config.label), 1):
             filled(value, "train", i, config.label)
             if isinstance(value, float) or _DECIMAL.fullmatch(str(value)):
                 raise DataError(
@@ -114,7 +114,7 @@ class Labels:
 
     def read(self, rows: Dataset, split: str, column: str) -> np.ndarray:
         """The labels of a split (N,): int64 class ids, or float32."""
-        numbers = (self.number(value, split, i, column) for i, value in enumerate(_values(rows, column), 1))
+        numbers = (self.number(value, split, i, column) for i, value in enumerate(cells(rows, column), 1))
         return np.fromiter(numbers, np.float32 if self.names is None else np.int64, count=len(rows))
 
     def number(self, value: Any, where: str, row: int, column: str) -> float:
@@ -134,7 +134,7 @@ class Labels:
         raise DataError(f"{split} row {row}: unknown label '{text}'; known: {shown}")
 
 
-def _values(rows: Dataset, column: str) -> Iterator[Any]:
+def cells(rows: Dataset, column: str) -> Iterator[Any]:
     """One after the other out of the memory-mapped file, never all of a column at once."""
     for chunk in rows.data.column(column).chunks:
         for start in range(0, len(chunk), AT_ONCE):

@@ -20,9 +20,13 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autodisc.errors import DataError
 from autodisc.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 CODE_VERSION = 1  # of the cleaning below: raise it when the corpus changes
 # Import name -> distribution. All are hard dependencies, direct or through torch, datasets and optuna.
@@ -133,6 +137,16 @@ def corpus(
         split: {"sentence": [row[1] for row in sorted(rows)], "label": [row[2] for row in sorted(rows)]}
         for split, rows in splits.items()
     }
+
+
+def as_texts(rows: Dataset) -> Dataset:
+    """A text for each library, of its sentences in their order: what a language model learns of."""
+    import datasets
+
+    texts: dict[str, list[str]] = {}
+    for row in rows:
+        texts.setdefault(row["label"], []).append(row["sentence"])
+    return datasets.Dataset.from_dict({"text": [" ".join(texts[name]) for name in sorted(texts)]})
 
 
 def split_of(key: str) -> str:

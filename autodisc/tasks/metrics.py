@@ -3,7 +3,8 @@
 floor          = max over constants c of metric(c, labels)
 standard error = sqrt(p (1 - p) / n) for accuracy, else the bootstrap over examples (Efron, 1979)
 
-GLUE's metrics are those of arXiv:1804.07461. Scores come from scikit-learn and scipy. The bootstrap resamples
+Here are those of one label an example; ``sums.py`` has those of many. GLUE's metrics are those of arXiv:1804.07461.
+Scores come from scikit-learn and scipy. The bootstrap resamples
 the confusion matrix instead of the examples (the same distribution, since these metrics see nothing else),
 so it takes milliseconds.
 """
@@ -14,27 +15,51 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Protocol
 
 import numpy as np
 
-from autodisc.config import MetricName
+from autodisc.config import Kind, MetricName
 from autodisc.errors import TrainingError
+from autodisc.tasks.sums import RESAMPLES, SUMS, draws
 
-Kind = Literal["classification", "regression"]
-CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
+CORRELATIONS: tuple[MetricName, ...] = ("pearson", "spearman", "pearson_spearman")
 BINARY = ("f1", "accuracy_f1")  # defined by a positive class, 1
-RESAMPLES = 200  # the standard error itself is then known to about 5 %
-DRAWN = 1_000_000  # examples of a bootstrap in memory; all of 200,000 rows' would be 40 million
 _PARTS: dict[str, tuple[MetricName, ...]] = {
     "accuracy_f1": ("accuracy", "f1"),
     "pearson_spearman": ("pearson", "spearman"),
 }
 
 
+class Metric(Protocol):
+    """A task's metric: larger is better, 1 is perfect. Predictions and labels have one row an example."""
+
+    @property
+    def name(self) -> MetricName: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def score(self, predictions: np.ndarray, labels: np.ndarray) -> float: ...
+
+    def components(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The metric by its name, and others that belong to it."""
+
+    def each(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The metric of each of R draws of N examples, (R, N) or (R, N, columns); returns (R,)."""
+
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        """What the best constant prediction says of each example; the floor is its metric."""
+
+    def floor(self, labels: np.ndarray) -> float: ...
+
+    def standard_error(self, predictions: np.ndarray, labels: np.ndarray, seed: int) -> float:
+        """The metric's standard deviation over samples of examples like these."""
+
+
 @dataclass(frozen=True)
-class Metric:
-    """A task's metric: larger is better, 1 is perfect."""
+class ExampleMetric:
+    """Of one label an example: a class, or a value."""
 
     name: MetricName
     kind: Kind
@@ -52,7 +77,7 @@ class Metric:
         return {**parts, self.name: math.fsum(parts.values()) / len(parts)}
 
     def each(self, predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The metric of each row of two (R, N), such as draws of a bootstrap; returns (R,)."""
+        """Of each row of two (R, N)."""
         if self.name == "accuracy":
             return (predictions == labels).mean(axis=1)
         if self.kind == "regression":
@@ -63,15 +88,16 @@ class Metric:
         confusions = np.bincount(cells.ravel(), minlength=R * V * V).reshape(R, V, V)
         return _from_confusions(self.name, confusions, np.arange(V))
 
-    def floor(self, labels: np.ndarray) -> float:
-        """The metric of the best constant prediction on ``labels``."""
-        if self.kind == "regression" or self.name == "matthews":
-            return 0.0
+    def constant(self, labels: np.ndarray) -> np.ndarray:
+        if self.kind == "regression" or self.name == "matthews":  # any will do
+            return np.full_like(labels, labels[0])
         # A class that no label has scores below one that some label has, so the labels' own suffice.
-        return max(self.score(np.full(len(labels), c), labels) for c in np.unique(labels))
+        return max((np.full_like(labels, c) for c in np.unique(labels)), key=lambda same: self.score(same, labels))
+
+    def floor(self, labels: np.ndarray) -> float:
+        return self.score(self.constant(labels), labels)
 
     def standard_error(self, predictions: np.ndarray, labels: np.ndarray, seed: int) -> float:
-        """The metric's standard deviation over samples of examples like these."""
         predictions, labels = _checked(predictions, labels)
         n = len(labels)
         if self.name == "accuracy":
@@ -79,10 +105,7 @@ class Metric:
             return math.sqrt(p * (1 - p) / n)
         rng = np.random.default_rng(seed)
         if self.kind == "regression":
-            at_once = max(1, DRAWN // n)
-            parts = [min(at_once, RESAMPLES - done) for done in range(0, RESAMPLES, at_once)]
-            draws = (rng.integers(n, size=(part, n)) for part in parts)  # the same numbers as in one part
-            values = [_correlations(self.name, predictions[drawn], labels[drawn]) for drawn in draws]
+            values = [_correlations(self.name, predictions[drawn], labels[drawn]) for drawn in draws(n, rng)]
             return float(np.std(np.concatenate(values), ddof=1))
         classes, codes = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
         V = len(classes)
@@ -91,9 +114,13 @@ class Metric:
         return float(np.std(_from_confusions(self.name, confusions, classes), ddof=1))
 
 
+_CLASSES: tuple[MetricName, ...] = ("accuracy", "f1", "f1_macro", "accuracy_f1", "matthews")
 METRICS: dict[str, Metric] = {
-    name: Metric(name, "regression" if name in CORRELATIONS else "classification") for name in get_args(MetricName)
+    **{name: ExampleMetric(name, "classification") for name in _CLASSES},
+    **{name: ExampleMetric(name, "regression") for name in CORRELATIONS},
+    **SUMS,
 }
+DEFAULTS: dict[Kind, MetricName] = {"tokens": "entity_f1", "causal-lm": "bits_saved"}  # other kinds are told theirs
 
 
 @dataclass(frozen=True)
@@ -128,7 +155,7 @@ GLUE: dict[str, GlueTask] = {
 
 def decode(logits: np.ndarray, kind: Kind) -> np.ndarray:
     """Predictions (N,) from logits (N, V): the likeliest class, or the one value of a regression."""
-    _check_finite(logits, "logits")  # before the argmax, which would hide them
+    check_finite(logits, "logits")  # before the argmax, which would hide them
     return logits[:, 0] if kind == "regression" else logits.argmax(axis=1)
 
 
@@ -136,11 +163,11 @@ def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     predictions, labels = np.asarray(predictions), np.asarray(labels)
     if predictions.shape != labels.shape or predictions.ndim != 1 or not len(labels):
         raise ValueError(f"predictions {predictions.shape} and labels {labels.shape}: expected both (N,), N > 0")
-    _check_finite(predictions, "predictions")
+    check_finite(predictions, "predictions")
     return predictions, labels
 
 
-def _check_finite(values: np.ndarray, what: str) -> None:
+def check_finite(values: np.ndarray, what: str) -> None:
     bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if bad:
         raise TrainingError(

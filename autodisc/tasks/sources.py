@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autodisc.config import DOCSTRINGS, TaskConfig
+from autodisc.config import DOCSTRINGS, Kind, TaskConfig
 from autodisc.errors import DataError
 from autodisc.progress import Progress
 from autodisc.tasks import docstrings
+from autodisc.tasks.formats import read_conll, read_text
 from autodisc.tasks.metrics import GLUE
 
 if TYPE_CHECKING:
@@ -23,22 +24,27 @@ if TYPE_CHECKING:
 
 HUB = "nyu-mll/glue"
 FORMATS = (".csv", ".jsonl", ".parquet")
+CONLL, TEXT = ".conll", ".txt"
+OF_KINDS: dict[str, Kind] = {CONLL: "tokens", TEXT: "causal-lm"}  # files that say what is learned of them
 REQUIRED = ("train", "validation")
 OPTIONAL = ("test", "validation_mismatched")
 # MNLI calls its validation set so, and has a second one from other genres.
 HUB_NAMES = {"validation": "validation_matched", "test": "test_matched"}
 
 
-def read_splits(config: TaskConfig, cache_dir: Path, progress: Progress) -> dict[str, Dataset]:
+def read_splits(config: TaskConfig, kind: Kind, cache_dir: Path, progress: Progress) -> dict[str, Dataset]:
     """The raw splits by name: train, validation, and those of `OPTIONAL` that exist."""
     with quiet_datasets():
         if config.data is not None:
             return _read_files(find_files(config.data, config.name), cache_dir)
         if config.name == DOCSTRINGS:
             folder = docstrings.write_corpus(cache_dir, progress=progress)
-            return _read_files(find_files(folder, config.name), cache_dir)
+            read = _read_files(find_files(folder, config.name), cache_dir)
+            return {split: docstrings.as_texts(rows) for split, rows in read.items()} if kind == "causal-lm" else read
         if config.name in GLUE:
-            return _read_hub(config.name, cache_dir)
+            return _read_hub(config.name, HUB, config.name, cache_dir)
+        if "/" in config.name:
+            return _read_hub(config.name, config.name, None, cache_dir)
     raise unknown_task(config.name)
 
 
@@ -72,7 +78,9 @@ def find_files(folder: Path, task: str) -> dict[str, Path]:
     files = {}
     for split in (*REQUIRED, *OPTIONAL):
         names = [split, HUB_NAMES[split]] if task == "mnli" and split in HUB_NAMES else [split]
-        found = [path for name in names for suffix in FORMATS if (path := folder / f"{name}{suffix}").is_file()]
+        found = [
+            path for name in names for suffix in (*FORMATS, *OF_KINDS) if (path := folder / f"{name}{suffix}").is_file()
+        ]
         if len(found) > 1:
             raise DataError(f"{folder}: {found[0].name} and {found[1].name} are both {split}; keep one of them")
         if found:
@@ -92,6 +100,9 @@ def _read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
 
     if not path.stat().st_size:
         raise DataError(f"{path}: the {split} split is empty; expected a header and at least one row")
+    if path.suffix in OF_KINDS:
+        read = read_conll if path.suffix == CONLL else read_text
+        return datasets.Dataset.from_dict(read(path))
     # The readers themselves: load_dataset("csv") would count the call on the hub, five seconds where it cannot.
     readers = {
         ".csv": datasets.Dataset.from_csv,
@@ -127,14 +138,14 @@ def csv_names(header: list[str]) -> list[str]:
     return [name or f"Unnamed: {i}" for i, name in enumerate(header)]
 
 
-def _read_hub(task: str, cache_dir: Path) -> dict[str, Dataset]:
+def _read_hub(task: str, data: str, part: str | None, cache_dir: Path) -> dict[str, Dataset]:
     import datasets
 
     try:
-        splits = datasets.load_dataset(HUB, task, cache_dir=str(cache_dir))
+        splits = datasets.load_dataset(data, part, cache_dir=str(cache_dir))
     except Exception as error:  # what an unreachable hub raises differs by version and by cause
         raise DataError(
-            f"task '{task}': {HUB} cannot be read from the hub ({type(error).__name__}); "
+            f"task '{task}': {data} cannot be read from the hub ({type(error).__name__}); "
             "check the network, or offline pass --data DIR with train and validation files"
         ) from error
     read = {}
@@ -142,8 +153,10 @@ def _read_hub(task: str, cache_dir: Path) -> dict[str, Dataset]:
         name = split if split in splits else HUB_NAMES.get(split, split)
         if name in splits:
             read[split] = splits[name]
+        elif split in REQUIRED:
+            raise DataError(f"task '{task}': {data} has no {split} split; it has {', '.join(splits)}")
     return read
 
 
 def _formats() -> str:
-    return ", ".join(FORMATS)
+    return ", ".join((*FORMATS, *OF_KINDS))

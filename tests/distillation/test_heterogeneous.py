@@ -67,7 +67,7 @@ def test_the_loss_is_that_of_projected_states_and_soft_labels(tiny, make_worksho
     teacher, student, task = tiny(layers=3), make_narrow(), workshop.task
     pairs = depth_pairs(student, teacher, 7)
     (batch,) = batches(task.train, batch_size=8, pad_token_id=0, generator=None)
-    totals = Totals(examples=8.0, tokens=float(batch.tokens))
+    totals = Totals(labels=8.0, tokens=float(batch.tokens))
     with (
         workshop.teacher(teacher, CONFIG, student=student) as outputs,
         projected(student, teacher, pairs, workshop.runtime) as projections,

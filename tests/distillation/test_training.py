@@ -29,7 +29,7 @@ class Labels:
 
     def terms(self, batch: Batch, totals: Totals, drawn: None) -> Iterator[Term]:
         def loss() -> torch.Tensor:
-            value = F.cross_entropy(self.model(**batch.inputs).logits, batch.labels, reduction="sum") / totals.examples
+            value = F.cross_entropy(self.model(**batch.inputs).logits, batch.labels, reduction="sum") / totals.labels
             return value * math.nan if self.step == self.bad_step else value
 
         yield Term("labels", loss)

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 import autodisc
 from autodisc.errors import AutodiscError
 from autodisc.models.checkpoints import save_model
-from autodisc.models.modeling_autodisc import CLASSES
+from autodisc.models.modeling_autodisc import pruned_class
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import extract
 
@@ -126,7 +126,7 @@ DAMAGES: list[Damage] = [
 ]
 
 
-OPENED = {"here": autodisc.load, "elsewhere": CLASSES["bert"].from_pretrained}
+OPENED = {"here": autodisc.load, "elsewhere": pruned_class("bert", "sequence").from_pretrained}
 REFUSED = {"here": AutodiscError, "elsewhere": (OSError, ValueError)}  # what users of transformers expect
 
 

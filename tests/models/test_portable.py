@@ -205,7 +205,7 @@ def test_a_model_without_units_can_be_copied_pickled_and_trained(make):
 
 def test_a_model_made_of_a_config_alone_has_initialised_weights(make):
     _, folder = make()
-    model = unfilled(load(folder).config)
+    model = unfilled(load(folder).config, "sequence")
     assert [block.heads for block in blocks(model)] == [3, 0, 1]
     assert torch.isfinite(model(**IDS).logits).all()
 

@@ -37,13 +37,13 @@ def example(name: str, n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndar
     return np.where(rng.random(n) < 0.8, labels, 1 - labels), labels
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", REFERENCE)
 def test_score_is_the_reference_implementation(name):
     predictions, labels = example(name)
     assert METRICS[name].score(predictions, labels) == pytest.approx(float(REFERENCE[name](labels, predictions)))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", REFERENCE)
 def test_components_include_the_metric_by_its_name(name):
     predictions, labels = example(name)
     parts = METRICS[name].components(predictions, labels)
@@ -116,20 +116,20 @@ def test_standard_error_of_accuracy_is_the_binomial_one():
     assert METRICS["accuracy"].standard_error(predictions, labels, 0) == pytest.approx(math.sqrt(0.8 * 0.2 / 100))
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", REFERENCE)
 def test_standard_error_is_that_of_fresh_samples(name):
     fresh = [METRICS[name].score(*example(name, seed=seed)) for seed in range(200)]
     errors = [METRICS[name].standard_error(*example(name, seed=seed), seed) for seed in range(20)]
     assert np.mean(errors) == pytest.approx(np.std(fresh), rel=0.2)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", REFERENCE)
 def test_standard_error_is_repeated_by_its_seed(name):
     metric, data = METRICS[name], example(name)
     assert metric.standard_error(*data, 3) == metric.standard_error(*data, 3)
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", REFERENCE)
 def test_standard_error_of_2000_examples_is_quick(name):
     data = example(name, 2000)
     METRICS[name].standard_error(*data, 0)  # imports

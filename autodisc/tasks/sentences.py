@@ -1,0 +1,67 @@
+"""Classification and regression: a row is one sentence, or two, and has one label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from autodisc.config import TaskConfig
+from autodisc.tasks import columns
+from autodisc.tasks.rows import Rows
+from autodisc.tasks.splits import Split, make_split
+from autodisc.tasks.tokenising import encode_texts, features, tokenise
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class Sentences(Rows):
+    @staticmethod
+    def unlabelled(rows: Dataset, config: TaskConfig) -> bool:
+        return columns.is_unlabelled(rows, config.label)
+
+    def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        self.texts = columns.text_columns(self.config, raw["train"].column_names)
+        for name, rows in raw.items():
+            columns.check_columns(rows.column_names, name, self.texts, self.config.label)
+        self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known)
+        return self.labels.names
+
+    @property
+    def num_labels(self) -> int:
+        return len(self.labels.names or ("value",))
+
+    def hashes(self, rows: Dataset) -> np.ndarray:
+        return columns.content_hashes(columns.read_texts(rows, "train", self.texts))
+
+    def split(self, rows: Dataset, name: str) -> Split:
+        labels = self.labels.read(rows, name, self.config.label)  # before the tokens: a bad label must not cost minutes
+
+        def encode(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+            strings = [[str(value) for value in batch[column]] for column in self.texts]
+            return encode_texts(strings, self.tokenizer, self.longest)
+
+        tokens = tokenise(
+            rows,
+            name=name,
+            columns=self.texts,
+            content=columns.read_texts(rows, name, self.texts),
+            settings=(self.longest, len(self.texts)),
+            encode=encode,
+            tokenizer=self.tokenizer,
+            cache_dir=self.cache_dir,
+            progress=self.progress,
+        )
+        return make_split(name, tokens, labels)
+
+
+def tokenised(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:
+    """Rows of one or two texts as a split in memory, cut to ``longest`` tokens; its labels are all 0."""
+    import datasets
+
+    encoded = encode_texts([list(column) for column in zip(*texts, strict=True)], tokenizer, longest)
+    tokens = datasets.Dataset.from_dict(encoded, features=features(tokenizer))
+    return make_split("rows", tokens, np.zeros(len(texts), np.int64))
