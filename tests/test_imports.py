@@ -28,6 +28,7 @@ ORDER = (
     "search",
     "reporting",
     "workspace",
+    "resuming",
     "benching",
     "finished",
     "prediction",
