@@ -15,6 +15,8 @@ ROOT = Path(autodisc.__file__).parent
 # A stage imports from those before it; workspace and api stand between the stages and the commands.
 ORDER = (
     "errors",
+    "files",
+    "interrupts",
     "config",
     "costs",
     "progress",
@@ -26,6 +28,7 @@ ORDER = (
     "search",
     "reporting",
     "workspace",
+    "resuming",
     "benching",
     "finished",
     "prediction",
@@ -44,13 +47,13 @@ DOORS = {
     "jinja2": {"reporting"},
     "rich": {"reporting", "commands", "cli"},
     "typer": {"commands", "cli"},
-    "accelerate": {"distillation"},
+    "accelerate": {"distillation", "runtime"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "seqeval": {"tasks"},
     "sklearn": {"tasks"},
     "scipy": {"tasks", "reporting"},
-    "safetensors": {"models"},
+    "safetensors": {"models", "distillation"},
     "onnxruntime": {"models"},
 }
 

@@ -7,21 +7,25 @@ as the student's initialisation. A chain of assistants has a phase for each, and
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import joblib
 from transformers import PreTrainedModel
 
-from autodisc.config import DistillationConfig, RecoveryConfig
-from autodisc.costs import Ledger
+from autodisc.config import DistillationConfig, RecoveryConfig, flatten
+from autodisc.costs import Ledger, save_ledger
+from autodisc.distillation.checkpointing import Keeping, Made, States, states
 from autodisc.distillation.heterogeneous import Heterogeneous, depth_pairs, projected
 from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Objective, TrainingSettings, TrainingState, steps_for, train
+from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
@@ -48,6 +52,25 @@ class Workshop:
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress = field(default_factory=Silent)
     curves: Curves = field(default_factory=dict)
+    keeping: Keeping | None = None  # what is unfinished; none: a training that is stopped starts again
+
+    def states(self, stage: str, made_of: Callable[[], Made]) -> States:
+        """Those of a training of this run."""
+        return states(self.keeping, stage, made_of, runtime=self.runtime, ledger=self.ledger)
+
+    def within(self, name: str) -> Workshop:
+        """The workshop of a part of this work: what it leaves unfinished has a folder of its own."""
+        return self if self.keeping is None else replace(self, keeping=self.keeping.within(name))
+
+    def forget(self, name: str) -> None:
+        """Remove what a part has left, which is done."""
+        if self.keeping is not None:
+            self.keeping.within(name).remove()
+
+    def book(self) -> None:
+        """Write down what was spent up to now: before anything that it was spent on counts as done."""
+        if self.keeping is not None:
+            save_ledger(self.ledger, self.keeping.booked)
 
     def metric(self, model: PreTrainedModel, candidate: Candidate) -> float:
         """The metric of ``model`` (active as, or cut to, ``candidate``) on validation."""
@@ -212,10 +235,9 @@ def distill_from(
     student: PreTrainedModel | None = None,
 ) -> Distilled:
     """A later phase of the schedule, from the outputs of a trained ``assistant`` and its weights, or ``student``'s."""
-    workshop.cache.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(assistant.model, config, Path(folder), student=student) as outputs,
+        _outputs_folder(workshop, phase.stage) as folder,
+        workshop.teacher(assistant.model, config, folder, student=student) as outputs,
     ):
         if student is None:
             return _distil(assistant.model, outputs, ranking, phase, config, workshop)
@@ -223,6 +245,20 @@ def distill_from(
         return distill_into(
             student, outputs, phase.target, stage=phase.stage, steps=steps, config=config, workshop=workshop
         )
+
+
+@contextlib.contextmanager
+def _outputs_folder(workshop: Workshop, stage: str) -> Iterator[Path]:
+    """Where an assistant's outputs lie until its student is trained. A resumed phase finds them again: made anew, in
+    other batches, they would differ in the last bits."""
+    if workshop.keeping is None:
+        workshop.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder:
+            yield Path(folder)
+        return
+    kept = workshop.keeping.within(f"outputs-{stage.replace(' ', '-')}")
+    yield kept.folder
+    kept.remove()
 
 
 def _distil(
@@ -280,7 +316,8 @@ def distill_into(
     with projected(model, teacher.teacher, pairs, workshop.runtime) as projections:
         objective = Heterogeneous(model, teacher, pairs, projections, config=config, runtime=workshop.runtime)
         settings = training_settings(config, steps=steps, lr=config.lr)
-        state = _train(model, objective, stage, settings, workshop, evaluate)
+        made_of = {"depths": joblib.hash(pairs)}
+        state = _train(model, objective, teacher, stage, settings, config, workshop, evaluate, made_of)
     assert state.best_metric is not None
     return Distilled(model, stands_for, state.best_metric)
 
@@ -346,17 +383,32 @@ def _run(
     sandwich = Sandwich(
         supernet, teacher, candidates, always=always, size=size, config=config, runtime=workshop.runtime
     )
-    return _train(supernet.model, sandwich, stage, settings, workshop, evaluate)
+    made_of = {"candidates": joblib.hash([list(candidates), list(always), size])}
+    return _train(supernet.model, sandwich, teacher, stage, settings, config, workshop, evaluate, made_of)
 
 
 def _train(
     model: PreTrainedModel,
     objective: Objective,
+    teacher: TeacherCache,
     stage: str,
     settings: TrainingSettings,
+    config: DistillationConfig,
     workshop: Workshop,
     evaluate: Callable[[], float] | None,
+    also: Made,
 ) -> TrainingState:
+    """The training loop; what it was stopped at is gone on with where all is as it was, ``also`` too."""
+
+    def made_of() -> Made:
+        return {
+            **flatten({"settings": asdict(settings), "distillation": config.model_dump(mode="json")}),
+            **also,
+            "start": fingerprint(model),
+            "teacher": fingerprint(teacher.teacher),
+            "train": workshop.task.train.fingerprint,
+        }
+
     state = train(
         model,
         objective,
@@ -368,6 +420,7 @@ def _train(
         ledger=workshop.ledger,
         progress=workshop.progress,
         evaluate=evaluate,
+        states=workshop.states(stage, made_of),
     )
     workshop.curves[stage] = state.curve
     return state
