@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
@@ -38,6 +39,7 @@ from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Slices
 from autodisc.search.storage import open_study
 from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.tasks.answers import differing
 from autodisc.workspace import (
     Workspace,
     disk_errors,
@@ -53,7 +55,7 @@ __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_searc
 
 LEDGER = "ledger.json"
 # Settings that may change between calls.
-FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs")
+FREE = ("baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs")
 FREE_IN_BASELINE = (
     *FREE,
     "search.lam",
@@ -146,7 +148,7 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
         number = 1 + sum(1 for _ in study.glob("distilled-*"))
         result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
         result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
-        space.write_cards("distill", "autodisc", _distilled_cards(result))
+        result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
         space.record(study, "distill", "autodisc", result)
         return {**result, "cost": space.ledger.as_dict()}
 
@@ -295,21 +297,23 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
 
 def _save(space: Workspace, distilled: Distilled, path: Path) -> dict[str, Any]:
     save_model(distilled.model, space.tokenizer, path)
-    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+    kept = {"heads": list(distilled.candidate.heads), "neurons": list(distilled.candidate.neurons)}
+    return {"path": str(path), "sparsity": distilled.candidate.sparsity, "candidate": kept, **size(distilled.model)}
 
 
 def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
     task = space.task
     with space.ledger.stage("final evaluation"):
-        final = space.evaluate(student.model, task.final)
+        answers = space.logits(student.model, task.final)
+        final = space.scores(answers, task.final)
         extra = {name: space.evaluate(student.model, split) for name, split in task.extra.items()}
+    theirs = space.logits(space.teacher, task.final)
     finals = {
-        "teacher": space.evaluate(space.teacher, task.final),
+        "teacher": space.scores(theirs, task.final),
         "assistant": space.evaluate(assistant.model, task.final),
     }
     teacher = {
-        "metric": finals["teacher"]["metric"],
-        "standard_error": finals["teacher"]["standard_error"],
+        **{name: finals["teacher"][name] for name in ("metric", "standard_error", "confusion") if name in finals["teacher"]},
         "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
         **size(space.teacher),
     }
@@ -326,7 +330,16 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
             "extra": extra,
         },
         "teacher": teacher,
+        "differing": _differing(space, theirs, answers),
     }
+
+
+def _differing(space: Workspace, teacher: np.ndarray, student: np.ndarray) -> dict[str, Any] | None:
+    """Where the student decides otherwise than the teacher on the final split; None where nothing is to be kept."""
+    count = space.config.reporting.examples
+    if not count or space.task.kind not in ("classification", "regression"):
+        return None
+    return differing(teacher, student, space.task.final, task=space.task, tokenizer=space.tokenizer, count=count)
 
 
 def _distilled_cards(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -413,6 +426,7 @@ def _final(space: Workspace, model: PreTrainedModel, path: Path) -> dict[str, An
         "metrics": final["metrics"],
         "split": final["split"],
         "standard_error": final["standard_error"],
+        "confusion": final.get("confusion"),
         "path": str(path),
         **size(model),
     }

@@ -30,6 +30,7 @@ from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import make_runtime, seeded
+from autodisc.tasks.answers import confusion
 from autodisc.tasks.data import Split, Task, load_task
 from autodisc.tasks.metrics import decode
 
@@ -113,7 +114,11 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
         """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
-        logits = predict(
+        return self.scores(self.logits(model, split), split)
+
+    def logits(self, model: PreTrainedModel, split: Split) -> np.ndarray:
+        """What ``model`` answers on a split, in its order: (N, V)."""
+        return predict(
             model,
             split,
             task=self.task,
@@ -121,13 +126,14 @@ class Workspace:
             ledger=self.ledger,
             kind=tuple(size(model).items()),
         )
-        return self.scores(logits, split)
 
     def scores(self, logits: np.ndarray, split: Split) -> dict[str, Any]:
         """What ``logits`` (N, V) of a split, in its order, are worth."""
         task = self.task
         predictions = decode(logits, task.kind)
+        table = confusion(predictions, split.labels, task.num_labels) if task.kind == "classification" else None
         return {
+            **({} if table is None else {"confusion": table}),
             "metric": task.metric.score(predictions, split.labels),
             "metrics": task.metric.components(predictions, split.labels),
             "floor": task.metric.floor(split.labels),
@@ -153,14 +159,18 @@ class Workspace:
             "cost": self.ledger.as_dict(),
         }
 
-    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> None:
-        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
+    def write_cards(
+        self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns
+        the latencies that it shows."""
         folder = Path(resolve(self.config.teacher.model))
         values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
         values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
         for role in models:
             if "path" in models[role]:
                 write_card(Path(models[role]["path"]), {**values, "role": role})
+        return values["latency"]
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
         """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
@@ -240,6 +250,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "metric": task.metric.name,
+        "label_names": task.label_names,
         "final_split": task.final_name,
         "examples": {name: len(split) for name, split in splits.items()},
         "tokens": {name: int(split.tokens) for name, split in splits.items()},
