@@ -312,8 +312,9 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
         "teacher": space.scores(theirs, task.final),
         "assistant": space.evaluate(assistant.model, task.final),
     }
-    teacher = {
-        **{name: finals["teacher"][name] for name in ("metric", "standard_error", "confusion") if name in finals["teacher"]},
+    known = ("metric", "standard_error", "confusion")
+    teacher: dict[str, Any] = {
+        **{name: value for name, value in finals["teacher"].items() if name in known},
         "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
         **size(space.teacher),
     }

@@ -159,9 +159,7 @@ class Workspace:
             "cost": self.ledger.as_dict(),
         }
 
-    def write_cards(
-        self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns
         the latencies that it shows."""
         folder = Path(resolve(self.config.teacher.model))

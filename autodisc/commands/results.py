@@ -20,7 +20,11 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.html", help="The page; a .md is written beside. First DIR/report.html."),
+        typer.Option(
+            "--out",
+            metavar="FILE|DIR",
+            help="FILE.html (a .md beside), FILE.md, or a folder for page, Markdown, PNG and CSV; DIR/report.html.",
+        ),
     ] = None,
     lam: Annotated[
         float | None, typer.Option("--lam", metavar="λ", help="Rank the recorded trials again; nothing is run.")
@@ -29,8 +33,8 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """One HTML page that opens offline, a Markdown summary beside it, and the tables here."""
-    from autodisc.reporting.report import write_report
+    """One HTML page that opens offline, a Markdown summary, and the tables here; several studies side by side."""
+    from autodisc.reporting.report import page_of, write_report
     from autodisc.reporting.terminal import print_summary
 
     out = out or folders[0] / "report.html"
@@ -38,11 +42,11 @@ def report(
     if json_:
         import dataclasses
 
-        print_json({"report": str(out), **dataclasses.asdict(summary)})
+        print_json({"report": str(page_of(out)), **dataclasses.asdict(summary)})
     else:
         if not quiet:
             print_summary(summary)
-        print(f"report: {out}")
+        print(f"report: {page_of(out)}")
 
 
 @app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --jobs 2"))
