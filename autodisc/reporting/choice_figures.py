@@ -201,7 +201,7 @@ def lambda_figure(wins: tuple[Win, ...], lam: float | None) -> go.Figure:
     if len(levels) <= 12:
         figure.update_yaxes(tickvals=levels, ticktext=[units.plain(level) for level in levels])
     figure.update_xaxes(range=[-0.02, HIGHEST_LAM + 0.02])
-    set_height(figure, 250, below=60)
+    set_height(figure, 330, below=80)
     return figure
 
 

@@ -89,10 +89,12 @@ def _ranges(axes: Any, layout: dict[str, Any]) -> None:
         if asked.get("tickvals") is not None:
             texts = asked.get("ticktext")
             axis.set_ticks(list(asked["tickvals"]), None if texts is None else [_words(text) for text in texts])
+            axis.set_ticks([], minor=True)
         elif asked.get("tickformat") == "~s":
             from matplotlib.ticker import EngFormatter
 
             axis.set_major_formatter(EngFormatter(sep=""))
+            axis.set_ticks([], minor=True)
         if asked.get("autorange") == "reversed":
             axis.set_inverted(True)
 

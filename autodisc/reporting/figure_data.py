@@ -134,13 +134,13 @@ def cost_data(study: StudySummary, unit: CostUnit) -> CostData | None:
 
 
 def stage_data(study: StudySummary, unit: CostUnit) -> tuple[StageBar, ...]:
-    """The compared strategies' stages in the order they ran; a stage of two phases keeps both apart."""
-    bars = []
+    """The compared strategies' stages in the order they ran; those of search and distillation by one name are one."""
+    costs: dict[tuple[str, str], float] = {}
     for row in study.costs:
-        cost = float(getattr(row, unit))
-        if row.strategy != "teacher" and cost > 0:
-            stage = f"{row.phase}: {row.stage}" if row.phase != "baseline" else row.stage
-            bars.append(StageBar(row.strategy, stage, cost))
+        if row.strategy != "teacher":
+            key = row.strategy, row.stage
+            costs[key] = costs.get(key, 0.0) + float(getattr(row, unit))
+    bars = [StageBar(*key, cost) for key, cost in costs.items() if cost > 0]
     run = {row.strategy for row in study.costs}
     if bars and unit == "flops" and study.projected_flops and "maxidisc" not in run:
         bars.append(StageBar(PROJECTED, "all trials", study.projected_flops))

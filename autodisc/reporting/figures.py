@@ -82,8 +82,8 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
         figure.add_vline(
             x=data.student,
             line={"color": GREEN, "dash": "dashdot", "width": 1.5},
-            annotation={"text": f"student {units.plain(data.student)} ", "xanchor": "right", "yshift": 0},
-            annotation_position="top left",
+            annotation={"text": f"student {units.plain(data.student)} "},
+            annotation_position="bottom left",
         )
     shown = points if len(points) <= MOST_TICKS else points[:: -(-len(points) // MOST_TICKS)]
     ticks = [f"{units.plain(p.sparsity)}<br>{p.scale:.2g}" for p in shown]
@@ -179,7 +179,7 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
             },
             hovertemplate=f"%{{y}}, {escape(stage)}: %{{x:.3s}}<extra></extra>",
         )
-    legend_rows = -(-len({bar.stage for bar in bars}) // 2)
+    legend_rows = -(-len({bar.stage for bar in bars}) // 3)
     plot_height = 55 * len(strategies) + 20
     set_height(figure, plot_height, below=80 + 22 * legend_rows)
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})

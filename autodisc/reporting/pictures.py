@@ -70,6 +70,7 @@ def pictures(study: StudySummary) -> tuple[Picture, ...]:
                     "Stages that run in no time are too thin to see; the table below has them all.",
                     "; ".join(f"{bar.strategy}, {bar.stage}: {write(bar.cost)}" for bar in bars),
                     figures.stage_figure(bars, unit=unit),
+                    wide=True,
                 )
             )
     for name in KEPT:

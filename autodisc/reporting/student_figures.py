@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -31,7 +33,7 @@ def class_figure(rows: Sequence[ClassRow]) -> go.Figure:
                 marker={"color": color, "symbol": symbol, "size": 13 if symbol == "star" else 10},
                 hovertemplate=f"{role}, %{{y}}: F1 %{{x:.3f}}<extra></extra>",
             )
-    figure.update_yaxes(type="category", autorange="reversed")
+    figure.update_yaxes(type="category", range=[len(labels) - 0.5, -0.5])
     set_height(figure, max(120, 34 * len(labels)), below=110)
     return figure
 
@@ -80,10 +82,25 @@ def latency_figure(rows: Sequence[LatencyRow]) -> go.Figure:
                 marker={"symbol": LOOKS[role][1], "size": 12, "color": color},
                 hovertemplate=f"{role}, %{{y}}: %{{x:.2f}} ms<extra></extra>",
             )
-    figure.update_xaxes(type="log", dtick="D2")
-    figure.update_yaxes(type="category", autorange="reversed")
+    times = [ms for row in rows for ms in (row.teacher, row.assistant, row.student) if ms]
+    figure.update_xaxes(type="log", **ticks_between(min(times), max(times)))
+    figure.update_yaxes(type="category", range=[len(rows) - 0.5, -0.5])
     set_height(figure, 60 + 40 * len(rows), below=110)
     return figure
+
+
+def ticks_between(low: float, high: float) -> dict[str, Any]:
+    """1, 2 and 5 of each power of ten, and room for them at both ends."""
+    powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 2)
+    ticks = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
+    first = max(tick for tick in ticks if tick <= low)
+    last = min(tick for tick in ticks if tick >= high)
+    shown = [tick for tick in ticks if first <= tick <= last]
+    return {
+        "tickvals": shown,
+        "ticktext": [f"{tick:g}" for tick in shown],
+        "range": [math.log10(first) - 0.05, math.log10(last) + 0.05],
+    }
 
 
 def short(setting: str) -> str:
