@@ -31,16 +31,23 @@ from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, sc
 from autodisc.models.checkpoints import load, save_model
 from autodisc.progress import Progress
 from autodisc.pruning.supernet import Supernet
-from autodisc.reporting import dashboard
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.assistants import run_study, search_result
-from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.baselines import (
+    MultiTrial,
+    baseline_result,
+    chain_from,
+    distill_direct,
+    run_maxidisc,
+)
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Slices
 from autodisc.search.storage import open_study
 from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.showing import show_finished, show_maxidisc, show_search
 from autodisc.tasks.answers import differing
 from autodisc.workspace import (
+    SET_UP,
     Workspace,
     disk_errors,
     open_workspace,
@@ -107,16 +114,20 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
         )
         _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
         _keep_ranking(space, out)
+        teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+        live = show_search(study, space, out, teacher=teacher, storage=storage)
+        with space.ledger.stage(SET_UP):
+            live.refresh()
         opened, latency = _opened(space, out), space.budgeted_latency
-        run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
+        run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency, watch=live)
         save_ledger(space.ledger, out / LEDGER)
         result = search_result(study, config.search, storage=storage)
+        result["projected_flops"] = live.about.projected_flops
         if config.budget is not None:
             result["student"] = {**asdict(space.extra["student"]), "budget": config.budget.model_dump(mode="json")}
-        teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
         result["teacher"] = {"metric": teacher, **size(space.teacher)}
         space.record(out, "search", "autodisc", result)
-        dashboard.publish(storage, study.study_name, result, config.search.lam)
+        live.refresh()
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -150,6 +161,10 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
         result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
         result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
         space.record(study, "distill", "autodisc", result)
+        try:
+            show_finished(space, finished)
+        except StudyError as error:  # a folder that was moved has left its storage's path
+            space.workshop.progress.say(f"the dashboard does not show the student: {error}")
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -383,8 +398,11 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
     def settled() -> None:
         save_ledger(space.ledger, place / LEDGER)
 
+    live = show_maxidisc(study, space, place, storage=storage)
+    live.refresh()
     work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
-    run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs)
+    run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs, watch=live)
+    live.refresh()
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:

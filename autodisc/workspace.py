@@ -198,6 +198,7 @@ def open_workspace(
 ) -> Workspace:
     """Load teacher, tokenizer and task. With ``finetune`` the model gets a new head for the task's classes."""
     progress, ledger = progress or Silent(), ledger or Ledger()
+    progress.spending(lambda: ledger.total)
     runtime = make_runtime(config.runtime)
     cache = cache_folder(config)
     name = config.teacher.model

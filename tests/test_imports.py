@@ -30,6 +30,7 @@ ORDER = (
     "finished",
     "prediction",
     "rehearsal",
+    "showing",
     "api",
     "exporting",
     "labelling",

@@ -71,7 +71,7 @@ def search(
 
     if dry_run:
         return finish(request, api.predict_search(config, progress=request.progress()), print_prediction)
-    finish(request, api.search(config, out, progress=request.progress()), print_search)
+    finish(request, api.search(config, out, progress=request.progress(out, "search")), print_search)
 
 
 @app.command(epilog=example("autodisc distill --study runs/mrpc"))
@@ -89,7 +89,7 @@ def distill(
     from autodisc import api
     from autodisc.reporting.terminal import print_distill
 
-    finish(request, api.distill(study, config=config, progress=request.progress()), print_distill)
+    finish(request, api.distill(study, config=config, progress=request.progress(study, "distill")), print_distill)
 
 
 @app.command(
@@ -119,7 +119,7 @@ def baseline(
     from autodisc import api
     from autodisc.reporting.terminal import print_baseline
 
-    finish(request, api.baseline(config, strategy, out, progress=request.progress()), print_baseline)
+    finish(request, api.baseline(config, strategy, out, progress=request.progress(out, strategy)), print_baseline)
 
 
 @app.command(epilog=example("autodisc run studies/demo/config.yaml --out runs/demo"))
@@ -150,7 +150,7 @@ def _run(request: Request, file: Path, out: Path | None) -> None:
     from autodisc.reporting.report import write_report
     from autodisc.reporting.terminal import print_summary
 
-    results = api.run(config, out, progress=request.progress())
+    results = api.run(config, out, progress=request.progress(out, "run"))
     page = out / "report.html"
     summary = write_report(with_teachers([out]), page)
     if request.json:

@@ -1,4 +1,4 @@
-"""report, compare, dashboard: what is known of what was made."""
+"""report, compare, status, dashboard: what is known of what was made."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def compare(
             check_inputs(study)
         from autodisc.comparison.running import run as compute
 
-        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet))
+        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet, json=json_))
     result = write(config, out)
     if json_:
         print_json(result)
@@ -81,18 +81,46 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(epilog=example("autodisc status runs/mrpc"))
+def status(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A study at a glance, running or finished: what is done, the best so far, its cost, the time left."""
+    from autodisc.reporting.status import lines, read_status
+
+    found = [read_status(folder) for folder in folders]
+    if json_:
+        import dataclasses
+
+        print_json({"studies": [dataclasses.asdict(one) for one in found]})
+    else:
+        print("\n".join(line for one in found for line in lines(one)))
+
+
 @app.command(epilog=example("autodisc dashboard runs/mrpc --port 8080"))
 def dashboard(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a search.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines; several are compared.")
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on; it has no password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
     debug: Debug = False,
 ) -> None:
-    """Open the study in optuna-dashboard, until Ctrl-C."""
+    """Open studies in optuna-dashboard, running or finished, until Ctrl-C; a search beside its baseline."""
     from autodisc.config import CONFIG, JOURNAL, read_config
-    from autodisc.reporting.dashboard import serve
+    from autodisc.reporting.dashboard import serve, shown_of
 
-    if not (folder / CONFIG).is_file():
-        raise StudyError(f"{folder}: holds no study; expected the --out of a search")
+    shown = []
+    for folder in folders:
+        baselines = sorted(folder.glob(f"baseline-*/{JOURNAL}"))
+        if (folder / CONFIG).is_file():
+            storage = read_config(folder / CONFIG).search.storage or str(folder / JOURNAL)
+            shown += shown_of(folder, storage, baselines)
+        elif baselines:
+            shown += shown_of(folder, None, baselines)
+        else:
+            raise StudyError(f"{folder}: holds no study; expected the --out of a search or a baseline")
     print(f"http://{host}:{port}/dashboard (Ctrl-C ends it)", file=sys.stderr)
-    serve(read_config(folder / CONFIG).search.storage or str(folder / JOURNAL), host=host, port=port)
+    serve(shown, host=host, port=port)

@@ -21,7 +21,7 @@ from autodisc.reporting.figures import (
     set_height,
     shortened,
 )
-from autodisc.reporting.rows import StudySummary
+from autodisc.reporting.rows import BaselineTrialRow, StudySummary
 from autodisc.search.tradeoff import Score, winners
 
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
@@ -57,7 +57,8 @@ class Win:
     sparsity: float
 
 
-def scale_data(study: StudySummary) -> ScaleData | None:
+def scale_data(study: StudySummary, *, most: int | None = None) -> ScaleData | None:
+    """None where no candidate was measured; at most some ``most`` of them, evenly."""
     points = [
         ScalePoint(1 - row.sparsity, row.metric, row.standard_error or 0.0)
         for row in study.trials
@@ -66,6 +67,8 @@ def scale_data(study: StudySummary) -> ScaleData | None:
     if not points:
         return None
     points.sort(key=lambda point: -point.scale)
+    if most is not None:
+        points = points[:: -(-len(points) // most)]
     shown = study.shown
     chosen = None if shown is None else ScalePoint(1 - shown.sparsity, shown.metric, shown.standard_error)
     teacher, ours = study.strategy("teacher"), study.strategy("autodisc")
@@ -156,6 +159,26 @@ def overlay_figure(studies: Sequence[tuple[str, ScaleData]]) -> go.Figure:
                 hovertemplate=f"{escape(shortened(name))} chose scale %{{x:.3f}}: %{{y:.3f}}<extra></extra>",
             )
     figure.update_xaxes(type="log", tickvals=TICKS, ticktext=[f"{tick:g}" for tick in TICKS])
+    return figure
+
+
+def students_figure(rows: Sequence[BaselineTrialRow], metric_name: str) -> go.Figure:
+    """A baseline's students, and the assistants that they come from, by the assistant's sparsity."""
+    done = sorted((row for row in rows if not row.failed), key=lambda row: row.sparsity or 0.0)
+    figure = empty_figure("assistant's sparsity", f"{escape(shortened(metric_name))}, validation")
+    for name, values, color, symbol, dash in (
+        ("student", [row.student_metric for row in done], BLUE, "circle", "solid"),
+        ("its assistant", [row.assistant_metric for row in done], ORANGE, "diamond", "dash"),
+    ):
+        figure.add_scatter(
+            x=[row.sparsity for row in done],
+            y=values,
+            mode="lines+markers",
+            name=name,
+            line={"color": color, "dash": dash, "width": 1.8},
+            marker={"size": 9, "symbol": symbol},
+            hovertemplate=f"{name}, assistant's sparsity %{{x}}: %{{y:.3f}}<extra></extra>",
+        )
     return figure
 
 

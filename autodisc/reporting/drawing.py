@@ -170,7 +170,7 @@ def _heatmap(axes: Any, trace: Any, _: dict[Any, float]) -> None:
 
     z = [list(row) for row in trace.z]
     colors = colormaps["cividis"]
-    image = axes.imshow(z, aspect="auto", origin="lower", cmap=colors)
+    image = axes.imshow(z, aspect="auto", origin="lower", cmap=colors, vmin=trace.zmin, vmax=trace.zmax)
     axes.grid(False)
     _categories(axes.xaxis, [_words(str(name)) for name in trace.x])
     _categories(axes.yaxis, [_words(str(name)) for name in trace.y])
@@ -178,9 +178,8 @@ def _heatmap(axes: Any, trace: Any, _: dict[Any, float]) -> None:
         for row, values in enumerate(z):
             for column, value in enumerate(values):
                 dark = image.norm(value) < 0.55
-                axes.text(
-                    column, row, str(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-                )
+                text = str(value) if trace.text is None else str(trace.text[row][column])
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
 def _categories(axis: Any, names: list[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import TrialState
 
 from autodisc.errors import StudyError
@@ -58,6 +59,16 @@ def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any
         finished = sum(t.state.is_finished() for t in study.trials)
         study.sampler = optuna.samplers.TPESampler(seed=seed + finished)
     return study
+
+
+def load_study(name: str, storage: str) -> optuna.Study:
+    """A study that exists; raises StudyError where it does not."""
+    if storage.endswith(".log") and not Path(storage).is_file():
+        raise StudyError(f"search.storage: {storage} is gone, and with it the study '{name}'")
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(storage))
+    except KeyError:
+        raise StudyError(f"search.storage: {storage} holds no study named '{name}'") from None
 
 
 def close_stale(study: optuna.Study) -> None:
