@@ -1,4 +1,4 @@
-"""A headless chromium for pages, and a study that runs while it is looked at. Skips, saying so, where one is missing."""
+"""A headless chromium, and a study that runs while it is looked at. Skips, saying so, where something is missing."""
 
 from __future__ import annotations
 
