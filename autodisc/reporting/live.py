@@ -141,6 +141,7 @@ def titled(figure: go.Figure, title: str) -> go.Figure:
     """The figure under a heading of its own."""
     return figure.update_layout(
         title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 15}},
+        meta="autodisc",  # tells ours from the dashboard's own
         height=figure.layout.height + TITLE_SPACE,
         margin={"t": figure.layout.margin.t + TITLE_SPACE},
     )

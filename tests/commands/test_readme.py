@@ -45,7 +45,9 @@ def test_every_command_and_block_of_the_readme_runs(autodisc, home, monkeypatch)
                 assert called.code == 0, f"{line}\n{called.err}"
                 ran.append(line.split()[1])
     assert [one.storage for one in served] == ["runs/mrpc/journal.log", "runs/mrpc/baseline-maxidisc/journal.log"]
-    commands = "finetune search distill evaluate report baseline status dashboard run compare candidates export predict bench"
+    commands = (
+        "finetune search distill evaluate report baseline status dashboard run compare candidates export predict bench"
+    )
     assert set(ran) == {"python", *commands.split()}
 
 
