@@ -1,11 +1,13 @@
 # make demo: from nothing to a report. make test: the suite. Both set up .venv first, once.
+# make test-browser: dashboard and report in a chromium, where there is one (Debian: apt-get install chromium).
+# make screenshots: the README's pictures, from a study that is made for them.
 # make test-all: the slow tests too, which install other environments; minutes more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all style bench clean
+.PHONY: demo test test-all test-browser screenshots style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
@@ -16,6 +18,12 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
+
+test-browser: $(VENV)/.browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser
+
+screenshots: $(VENV)/.browser
+	$(BIN)/python docs/screenshots.py
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .
@@ -34,8 +42,9 @@ bench: $(VENV)/.demo
 # A stamp a set of extras: installed again only when what is installed has changed.
 $(VENV)/.demo: extras = demo
 $(VENV)/.test: extras = demo,test
+$(VENV)/.browser: extras = browser
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@touch $@

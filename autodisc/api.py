@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
@@ -23,16 +24,25 @@ from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, sc
 from autodisc.models.checkpoints import load, save_model
 from autodisc.progress import Progress
 from autodisc.pruning.supernet import Supernet
-from autodisc.reporting import dashboard
 from autodisc.resuming import LEDGER, Place, clear_records, is_teacher, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
-from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.baselines import (
+    MultiTrial,
+    baseline_result,
+    chain_from,
+    distill_direct,
+    run_maxidisc,
+)
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Slices
 from autodisc.search.storage import open_study
 from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.showing import show_finished, show_maxidisc, show_search
+from autodisc.tasks.answers import differing
+from autodisc.tasks.metrics import decode
 from autodisc.workspace import (
     RANKING_PAID,
+    SET_UP,
     Workspace,
     disk_errors,
     open_workspace,
@@ -47,6 +57,7 @@ __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_searc
 FREE = (
     "baseline",
     "cache",
+    "reporting",
     "runtime.threads",
     "runtime.checkpoint_minutes",
     "search.storage",
@@ -118,19 +129,23 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             )
             place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
             _keep_ranking(space, out)
+            teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+            live = show_search(study, space, out, teacher=teacher, storage=storage)
+            with space.ledger.stage(SET_UP):
+                live.refresh()
             opened, latency = _opened(space, out), space.budgeted_latency
-            run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
+            run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency, watch=live)
             save_ledger(space.ledger, out / LEDGER)
             result = search_result(study, config.search, storage=storage)
+            result["projected_flops"] = live.about.projected_flops
             if config.budget is not None:
                 result["student"] = {
                     **asdict(space.extra["student"]),
                     "budget": config.budget.model_dump(mode="json"),
                 }
-            teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
             result["teacher"] = {"metric": teacher, **size(space.teacher)}
-            dashboard.publish(storage, study.study_name, result, config.search.lam)
             space.record(out, "search", "autodisc", result)
+            live.refresh()
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -171,8 +186,12 @@ def distill(
             )
             result = _distilled_result(space, schedule.assistant, schedule.student, place.folder)
             result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in schedule.between]
-            space.write_cards("distill", "autodisc", _distilled_cards(result))
+            result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
             space.record(study, "distill", "autodisc", result)
+            try:
+                show_finished(space, finished)
+            except StudyError as error:  # a folder that was moved has left its storage's path
+                space.workshop.progress.say(f"the dashboard does not show the student: {error}")
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -301,23 +320,28 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
 
 
 def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool = False) -> dict[str, Any]:
-    tokenizer = space.other.tokenizer if student and space.other is not None else space.tokenizer
-    save_model(distilled.model, tokenizer, path)
-    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+    other = space.other if student else None
+    save_model(distilled.model, space.tokenizer if other is None else other.tokenizer, path)
+    found = {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+    if other is None:
+        heads, neurons = distilled.candidate.heads, distilled.candidate.neurons
+        found["candidate"] = {"heads": list(heads), "neurons": list(neurons)}
+    return found
 
 
 def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
     task = space.task
     with space.ledger.stage("final evaluation"):
-        final = space.evaluate(student.model, task.final)
+        answers, final = _final_answers(space, student.model)
         extra = {name: space.evaluate(student.model, split) for name, split in task.extra.items()}
+    theirs, teachers = _final_answers(space, space.teacher)
     finals = {
-        "teacher": space.evaluate(space.teacher, task.final),
+        "teacher": teachers,
         "assistant": space.evaluate(assistant.model, task.final),
     }
-    teacher = {
-        "metric": finals["teacher"]["metric"],
-        "standard_error": finals["teacher"]["standard_error"],
+    known = ("metric", "standard_error", "confusion")
+    teacher: dict[str, Any] = {
+        **{name: value for name, value in finals["teacher"].items() if name in known},
         "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
         **size(space.teacher),
     }
@@ -334,7 +358,25 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
             "extra": extra,
         },
         "teacher": teacher,
+        "differing": _differing(space, theirs, answers),
     }
+
+
+def _final_answers(space: Workspace, model: PreTrainedModel) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """A model's logits (N, V) on the final split, where examples of it are to be shown, and its scores."""
+    final, kind = space.task.final, space.task.kind
+    if not space.config.reporting.examples or kind not in ("classification", "regression"):
+        return None, space.evaluate(model, final)
+    logits = space.logits(model, final)
+    return logits, space.scores(decode(logits, kind), final)
+
+
+def _differing(space: Workspace, teacher: np.ndarray | None, student: np.ndarray | None) -> dict[str, Any] | None:
+    """Where the student decides otherwise than the teacher on the final split; None where nothing is to be kept."""
+    if teacher is None or student is None:
+        return None
+    count = space.config.reporting.examples
+    return differing(teacher, student, space.task.final, task=space.task, tokenizer=space.tokenizer, count=count)
 
 
 def _distilled_cards(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -375,11 +417,14 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         _save(space, assistant, place / "assistant")
         _save(space, student, place / "student", student=True)
 
+    live = show_maxidisc(study, space, place, storage=storage)
+    live.refresh()
     work = MultiTrial(
         space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation, space.student_model
     )
     search = space.config.search
-    run_maxidisc(study, work, space.workshop, keep, jobs=search.jobs, retries=search.retries)
+    run_maxidisc(study, work, space.workshop, keep, jobs=search.jobs, retries=search.retries, watch=live)
+    live.refresh()
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:
@@ -423,6 +468,7 @@ def _final(space: Workspace, model: PreTrainedModel, path: Path) -> dict[str, An
         "metrics": final["metrics"],
         "split": final["split"],
         "standard_error": final["standard_error"],
+        "confusion": final.get("confusion"),
         "path": str(path),
         **size(model),
     }

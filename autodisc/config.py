@@ -284,6 +284,14 @@ class RuntimeConfig(Section):
     )
 
 
+class ReportingConfig(Section):
+    """What a record keeps for people to look at."""
+
+    examples: int = Field(
+        8, ge=0, le=50, description="Texts kept on which student and teacher differ. 0: none, where texts are private."
+    )
+
+
 class StudyConfig(Section):
     """Everything a study needs; `studies/<name>/config.yaml` overrides these defaults."""
 
@@ -304,6 +312,7 @@ class StudyConfig(Section):
     baseline: BaselineConfig = BaselineConfig()
     cache: CacheConfig = CacheConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    reporting: ReportingConfig = ReportingConfig()
 
     @field_validator("student_sparsity")
     @classmethod

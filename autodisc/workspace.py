@@ -25,12 +25,14 @@ from autodisc.models.checkpoints import fingerprint, load_model, load_model_conf
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.reading import Reader, raw, read
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
+from autodisc.tasks.answers import confusion
 from autodisc.tasks.data import Split, Task, load_task
 
 SET_UP = "set-up"
@@ -133,20 +135,29 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
         """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
-        said = predict(
+        return self.scores(self._predict(model, split, read), split)
+
+    def logits(self, model: PreTrainedModel, split: Split) -> np.ndarray:
+        """What ``model`` answers on a split of sentences, in its order: (N, V), fp32."""
+        return self._predict(model, split, raw)
+
+    def _predict(self, model: PreTrainedModel, split: Split, reader: Reader) -> np.ndarray:
+        return predict(
             model,
             split,
             task=self.task,
             runtime=self.workshop.runtime,
             ledger=self.ledger,
             kind=tuple(size(model).items()),
+            reader=reader,
         )
-        return self.scores(said, split)
 
     def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
         """What predictions on a split, in its order, are worth."""
         task = self.task
+        table = confusion(predictions, split.labels, task.num_labels) if task.kind == "classification" else None
         return {
+            **({} if table is None else {"confusion": table}),
             "metric": task.metric.score(predictions, split.labels),
             "metrics": task.metric.components(predictions, split.labels),
             "floor": task.metric.floor(split.labels),
@@ -172,14 +183,16 @@ class Workspace:
             "cost": self.ledger.as_dict(),
         }
 
-    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> None:
-        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
+    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns
+        the latencies that it shows."""
         folder = Path(resolve(self.config.teacher.model))
         values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
         values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
         for role in models:
             if "path" in models[role]:
                 write_card(Path(models[role]["path"]), {**values, "role": role})
+        return values["latency"]
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
         """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
@@ -209,6 +222,7 @@ def open_workspace(
 ) -> Workspace:
     """Load teacher, tokenizer and task. With ``finetune`` the model gets a new head for the task's classes."""
     progress, ledger = progress or Silent(), ledger or Ledger()
+    progress.spending(lambda: ledger.total)
     runtime = make_runtime(config.runtime)
     cache = cache_folder(config)
     name = config.teacher.model
@@ -283,6 +297,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "metric": task.metric.name,
+        "label_names": task.label_names,
         "final_split": task.final_name,
         "examples": {name: len(split) for name, split in splits.items()},
         "tokens": {name: int(split.tokens) for name, split in splits.items()},

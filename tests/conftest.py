@@ -200,6 +200,9 @@ class Listener:
     def say(self, text: str) -> None:
         self.said.append(text)
 
+    def spending(self, cost: Callable[[], Any]) -> None:
+        self.cost = cost
+
 
 class _ListenerBar:
     def __init__(self, listener: Listener, name: str) -> None:

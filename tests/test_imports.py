@@ -33,6 +33,7 @@ ORDER = (
     "finished",
     "prediction",
     "rehearsal",
+    "showing",
     "api",
     "exporting",
     "labelling",

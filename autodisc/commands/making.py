@@ -76,7 +76,7 @@ def search(
 
     if dry_run:
         return finish(request, api.predict_search(config, progress=request.progress()), print_prediction)
-    finish(request, api.search(config, out, progress=request.progress()), print_search)
+    finish(request, api.search(config, out, progress=request.progress(out, "search")), print_search)
 
 
 @app.command(epilog=example("autodisc distill --study runs/mrpc"))
@@ -98,7 +98,8 @@ def distill(
     from autodisc import api
     from autodisc.reporting.terminal import print_distill
 
-    finish(request, api.distill(study, config=config, new=new, progress=request.progress()), print_distill)
+    progress = request.progress(study, "distill")
+    finish(request, api.distill(study, config=config, new=new, progress=progress), print_distill)
 
 
 @app.command(
@@ -129,7 +130,7 @@ def baseline(
     from autodisc import api
     from autodisc.reporting.terminal import print_baseline
 
-    finish(request, api.baseline(config, strategy, out, progress=request.progress()), print_baseline)
+    finish(request, api.baseline(config, strategy, out, progress=request.progress(out, strategy)), print_baseline)
 
 
 @app.command(epilog=example("autodisc run studies/demo/config.yaml --out runs/demo"))
@@ -160,7 +161,7 @@ def _run(request: Request, file: Path, out: Path | None, new: bool) -> None:
     from autodisc.reporting.report import write_report
     from autodisc.reporting.terminal import print_summary
 
-    results = api.run(config, out, progress=request.progress())
+    results = api.run(config, out, progress=request.progress(out, "run"))
     page = out / "report.html"
     summary = write_report(with_teachers([out]), page)
     if request.json:

@@ -130,7 +130,9 @@ RUNTIME = _panel(
 _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 
 OUTPUT = "Output"
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, the last line.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object; events, a line each, on stderr.", rich_help_panel=OUTPUT)
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results are kept.")]
 New = Annotated[
     bool, typer.Option("--new", help="Start afresh in the next free folder beside it.", rich_help_panel=OUTPUT)
@@ -180,10 +182,16 @@ class Request:
         check_inputs(config)
         return config
 
-    def progress(self) -> Progress:
+    def progress(self, folder: Path | None = None, command: str = "") -> Progress:
+        """What is told while the command works; in ``folder`` too, for ``autodisc status``."""
         from autodisc.reporting.terminal import terminal_progress
 
-        return terminal_progress(quiet=self.quiet)
+        progress = terminal_progress(quiet=self.quiet, json=self.json)
+        if folder is None:
+            return progress
+        from autodisc.reporting.status import Noted
+
+        return Noted(progress, folder, command)
 
 
 def takes(*settings: Setting, config_file: bool = True) -> Callable[[Command], Command]:

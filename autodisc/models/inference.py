@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings
-from autodisc.models.reading import read
+from autodisc.models.reading import Reader, read
 from autodisc.progress import Bar
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch, batches
@@ -56,8 +56,9 @@ def predict(
     ledger: Ledger | None = None,
     kind: Hashable = "forward",
     bar: Bar | None = None,
+    reader: Reader = read,
 ) -> np.ndarray:
-    """What ``read`` makes of every row, in the split's order; ``kind`` names the model in the ledger."""
+    """What ``reader`` makes of every row, in the split's order; ``kind`` names the model in the ledger."""
     found: list[np.ndarray] = []
     rows: list[np.ndarray] = []
     model.eval()
@@ -65,7 +66,7 @@ def predict(
     for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
         batch = batch.to(runtime.device)
         logits = forward(model, batch, runtime=runtime, ledger=ledger, kind=kind)
-        found.append(read(logits, batch, split=split, task=task))
+        found.append(reader(logits, batch, split=split, task=task))
         rows.append(batch.rows)
         if bar is not None:
             bar.advance()

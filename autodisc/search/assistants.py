@@ -37,6 +37,7 @@ from autodisc.search.storage import (
 )
 from autodisc.search.students import Latency
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
+from autodisc.search.watching import Unwatched, Watch
 from autodisc.search.workers import apart, processes, spread
 
 STAGE = "trials"
@@ -62,11 +63,13 @@ def run_study(
     workshop: Workshop,
     *,
     latency: Latency | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total.
 
-    With ``latency`` a trial records what is predicted of its candidate.
+    With ``latency`` a trial records what is predicted of its candidate; ``watch`` looks on.
     """
+    watch = watch or Unwatched()
     points = sorted(candidates)
     total = config.trials or len(points)
     sample = config.low is not None and total < len(points)
@@ -98,7 +101,8 @@ def run_study(
             for trial in trials:
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(asked[trial.number]))
-                _settle(study, trial, found[asked[trial.number]], config)
+                with workshop.ledger.stage(STAGE):  # pictures are paid for too
+                    _settle(study, trial, found[asked[trial.number]], config, watch)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
             enqueue_failed(study, config.retries)
 
@@ -143,10 +147,11 @@ def _batches(workshop: Workshop) -> int:
     return -(-len(task.validation) // evaluation_batch(task.validation, task))
 
 
-def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig) -> None:
+def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig, watch: Watch) -> None:
     """Record what a trial measured, or why it could not, and end it."""
     if isinstance(outcome, TrainingError):
-        return tell(study, trial, outcome)
+        tell(study, trial, outcome)
+        return watch.told()
     for step, value in enumerate(outcome.values):
         trial.report(value, step)
     lacks = infeasibility(outcome.score, config.margin)
@@ -155,7 +160,9 @@ def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: 
     for name, attribute in _attributes(outcome).items():
         trial.set_user_attr(name, attribute)
     value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
+    watch.measured(trial, outcome.confusion)
     tell(study, trial, None if outcome.stopped else value)
+    watch.told()
 
 
 def _standings(study: optuna.Study) -> Iterator[Standing]:

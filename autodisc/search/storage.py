@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.errors import DivergedError, StudyError
@@ -65,6 +66,16 @@ def open_study(
         close_stale(study)
         reseed(study, seed)
     return study
+
+
+def load_study(name: str, storage: str) -> optuna.Study:
+    """A study that exists; raises StudyError where it does not."""
+    if storage.endswith(".log") and not Path(storage).is_file():
+        raise StudyError(f"search.storage: {storage} is gone, and with it the study '{name}'")
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(storage))
+    except KeyError:
+        raise StudyError(f"search.storage: {storage} holds no study named '{name}'") from None
 
 
 def reseed(study: optuna.Study, seed: int) -> None:
