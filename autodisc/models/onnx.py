@@ -28,7 +28,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.models.written import INPUTS, Written
+from autodisc.models.written import INPUTS, Written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
 LARGEST_DIFFERENCE = 1e-4
@@ -63,7 +63,7 @@ def export_onnx(
     examples = list(batches)
     if not examples:
         raise ModelError("onnx: no batch to compare with; give at least one of real text")
-    inputs = tuple(name for name in INPUTS if all(name in batch for batch in examples))
+    inputs = tuple(name for name in inputs_of(model) if all(name in batch for batch in examples))
     examples = [{name: batch[name] for name in inputs} for batch in examples]
     model = copy.deepcopy(model).to("cpu").eval()  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -50,6 +50,16 @@ def test_a_pruned_student_from_its_folder_gives_torchs_logits_at_any_shape(tiny,
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_family_without_token_types_is_exported_on_its_teachers_typed_texts(tiny, tmp_path):
+    model = tiny("distilbert")
+    file = OnnxModel(export_onnx(model, tmp_path / MODEL, batches=[inputs(2, 5, types=True)]).path)
+    assert set(file.inputs) == {"input_ids", "attention_mask"}
+    given = inputs(3, 8, types=True, seed=1)
+    with torch.no_grad():
+        expected = model(**{name: given[name] for name in file.inputs}).logits.numpy()
+    np.testing.assert_allclose(file.logits({n: v.numpy() for n, v in given.items()}), expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
     """A teacher, unpruned, and its file."""
