@@ -27,7 +27,7 @@ from autodisc.models.layouts import encoder_parameters
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
-from autodisc.reporting.model_card import write_card
+from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, make_runtime, seeded
 from autodisc.tasks.data import Split, Task, load_task
@@ -170,12 +170,12 @@ class Workspace:
 
     def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> None:
         """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
-        folder = Path(resolve(self.config.teacher.model))
-        values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
-        values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
-        for role in models:
-            if "path" in models[role]:
-                write_card(Path(models[role]["path"]), {**values, "role": role})
+        values = {**self.made(kind, strategy), "models": models}
+        folders = {role: Path(model["path"]) for role, model in models.items() if "path" in model}
+        values["latency"] = self._latencies(folders)
+        for role, folder in folders.items():
+            origin = Path(resolve(origin_of({**values, "role": role})))
+            write_card(folder, {**values, "role": role, "origin_folder": origin if origin.is_dir() else None})
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
         """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
