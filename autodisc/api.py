@@ -40,6 +40,7 @@ from autodisc.search.storage import open_study
 from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.workspace import (
     Workspace,
+    check_new,
     disk_errors,
     open_workspace,
     read_ranking,
@@ -69,8 +70,7 @@ FREE_IN_BASELINE = (
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it."""
     settings = config.teacher.finetune or FinetuneConfig()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    check_new(out)
     with disk_errors(out.parent):
         space = open_workspace(config, progress=progress, finetune=True)
         finetune_classifier(space.teacher, settings, space.workshop)

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import AutodiscError, ModelError
+from autodisc.errors import AutodiscError, ModelError, StudyError
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
@@ -333,6 +333,14 @@ def resume_ledger(ledger: Ledger, path: Path) -> None:
         ledger.beside_s += kept.get("beside_s", 0.0)
         for key, (count, rows) in kept["paid"].items():
             ledger.paid[key] = np.isin(np.arange(count), rows)
+
+
+def check_new(out: Path) -> None:
+    """Raise StudyError unless a whole folder can be put in the place of ``out`` by a rename."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    if out.resolve() == Path.cwd():
+        raise StudyError(f"{out}: is the folder that you are in, which a new one would replace; give --out another")
 
 
 @contextmanager

@@ -128,9 +128,9 @@ def _between(known: Sequence[tuple[int, float]], widths: Sequence[int]) -> float
 
 def latency_table(model: PreTrainedModel, *, batch: int, length: int, runtime: Runtime) -> LatencyTable:
     """Time the layer shapes of an unpruned ``model`` here; in seconds to a minute, by its size."""
-    L, H, N = base_shape(model.config)
-    if any(block.heads != H or block.neurons != N for block in blocks(model)):
+    if not is_whole(model):
         raise ModelError("latency: layers are timed of the whole model, but this one is pruned; give its teacher")
+    L, H, N = base_shape(model.config)
     head_counts, widths = counts(HEADS, H), counts(NEURONS, N)
     shapes = list(dict.fromkeys([*((heads, 0) for heads in head_counts), *((0, width) for width in widths)]))
     models = {f"{heads}-{width}": shaped(model, (heads,) * L, (width,) * L) for heads, width in shapes}
@@ -147,6 +147,12 @@ def latency_table(model: PreTrainedModel, *, batch: int, length: int, runtime: R
         tuple((heads, (ms[f"{heads}-0"] - base) / L) for heads in head_counts),
         tuple((width, (ms[f"0-{width}"] - base) / L) for width in widths),
     )
+
+
+def is_whole(model: PreTrainedModel) -> bool:
+    """Whether no unit of a model was removed."""
+    _, H, N = base_shape(model.config)
+    return all((block.heads, block.neurons) == (H, N) for block in blocks(model))
 
 
 def counts(fractions: Sequence[float], units: int) -> tuple[int, ...]:
