@@ -25,6 +25,7 @@ from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import load_model, load_tokenizer
 from autodisc.models.inference import EVALUATION_BATCH, forward
+from autodisc.models.latency import longest_input
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
 from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
@@ -215,9 +216,9 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     if tokenizer.pad_token_id is None:
         raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
     longest = min(max_length, tokenizer.model_max_length)
-    positions = getattr(model.config, "max_position_embeddings", longest)
-    if longest > positions:
-        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {positions} tokens, give no more")
+    most = longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {most} tokens, give no more")
     model.to(runtime.device)  # type: ignore[arg-type]
 
     def run(batch: Batch) -> np.ndarray:

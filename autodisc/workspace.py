@@ -296,8 +296,11 @@ def write_json(path: Path, values: Any) -> None:
     """Write under a temporary name, then rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path)
+    try:
+        partial.write_text(json.dumps(values), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:

@@ -70,7 +70,13 @@ def export_onnx(
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _write(Written(model), inputs, partial, opset)
-        difference = _difference(model, partial, examples)
+        try:
+            file = OnnxModel(partial, threads=torch.get_num_threads())
+        except CheckpointError as error:  # what the exporter wrote of an opset that it does not know
+            raise ModelError(
+                f"opset: got {opset}, which this onnxruntime cannot open; leave it out for {OPSET}"
+            ) from error
+        difference = _difference(model, file, examples)
         if not difference <= LARGEST_DIFFERENCE:
             raise ModelError(
                 f"onnx: its logits differ from torch's by {difference:.2g}; at most {LARGEST_DIFFERENCE:g} is exact."
@@ -170,20 +176,21 @@ def _write(written: Written, inputs: Sequence[str], path: Path, opset: int) -> N
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # torch.onnx.errors and whatever a converter in between raises
+    except Exception as error:  # torch.onnx.errors, about what a converter in between raised
         raise ModelError(
-            f"onnx: torch cannot export this model at opset {opset} ({one_line(error)}); leave opset out for {OPSET}"
+            f"onnx: torch cannot export this model at opset {opset} ({one_line(error.__cause__ or error)});"
+            f" at {OPSET} the supported families work"
         ) from error
 
 
-def _difference(model: PreTrainedModel, path: Path, examples: Iterable[Mapping[str, torch.Tensor]]) -> float:
+def _difference(model: PreTrainedModel, file: OnnxModel, examples: Iterable[Mapping[str, torch.Tensor]]) -> float:
     """The largest between the logits of file and model; NaN where one of them is."""
-    session, differences = OnnxModel(path, threads=torch.get_num_threads()), []
+    differences = []
     with torch.inference_mode():
         for inputs in examples:
             inputs = {name: values.cpu() for name, values in inputs.items()}
             expected = model(**inputs).logits.numpy()
-            found = session.logits({name: values.numpy() for name, values in inputs.items()})
+            found = file.logits({name: values.numpy() for name, values in inputs.items()})
             differences.append(np.abs(found - expected).max())
     return float(np.max(differences))
 

@@ -99,6 +99,21 @@ def test_an_opset_too_old_is_one_line_with_the_lowest(tiny, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_an_opset_that_does_not_exist_yet_is_one_line_with_the_one_to_take(tiny, tmp_path):
+    with pytest.raises(ModelError, match=r"^opset: got 99, which .*; leave it out for 20$"):
+        export_onnx(tiny("bert", layers=1), tmp_path / MODEL, batches=[inputs(2, 5)], opset=99)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_a_model_cannot_be_exported_is_said_by_its_cause(tiny, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Failed, \x1b[96mstep 1/3\x1b[0m") from TypeError("no such\noperator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ModelError, match=r"^onnx: torch cannot export this model at opset 20 \(no such operator\);"):
+        export_onnx(tiny("bert"), tmp_path / MODEL, batches=[inputs(2, 5)])
+
+
 def test_the_lowest_opset_works(tiny, tmp_path):
     made = export_onnx(tiny("bert", layers=1), tmp_path / MODEL, batches=[inputs(2, 5)], opset=onnx.LOWEST_OPSET)
     assert made.opset == onnx.LOWEST_OPSET
