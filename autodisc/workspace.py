@@ -19,11 +19,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import AutodiscError, ModelError, StudyError
+from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
 from autodisc.models.inference import forward_macs, predict
-from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
+from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.modeling_autodisc import CODE
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
@@ -174,8 +175,9 @@ class Workspace:
         folders = {role: Path(model["path"]) for role, model in models.items() if "path" in model}
         values["latency"] = self._latencies(folders)
         for role, folder in folders.items():
-            origin = Path(resolve(origin_of({**values, "role": role})))
-            write_card(folder, {**values, "role": role, "origin_folder": origin if origin.is_dir() else None})
+            own = {**values, "role": role, "has_code": (folder / CODE).is_file()}
+            origin = Path(resolve(origin_of(own)))
+            write_card(folder, {**own, "origin_folder": origin if origin.is_dir() else None})
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
         """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
@@ -225,14 +227,26 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
+        _check_positions(teacher, name, task)
         other = None
         if config.student_model is not None and not finetune:
             other = _other_student(config.student_model, teacher, tokenizer, runtime)
             config = config.with_student(other.sparsity)
+            _check_positions(other.model, str(config.student_model), task)
         pruning = config.search.importance
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
+    """Raise ConfigError, before anything is trained, for texts of more tokens than ``model`` has positions."""
+    longest = max(int(split.lengths.max()) for split in (task.train, task.validation, task.final, *task.extra.values()))
+    most = longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"task.max_length: {name} has positions for {most} tokens, and a text has {longest}; give {most}"
+        )
 
 
 def _other_student(
@@ -247,6 +261,8 @@ def _other_student(
     with seeded(runtime.seed):
         model = load_model(name, num_labels=teacher.config.num_labels)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
+        raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
     scale = encoder_parameters(model) / encoder_parameters(teacher)
     if not 0 < scale < 1:
         raise ModelError(

@@ -144,6 +144,7 @@ class OnnxModel:
         except Exception as error:  # its own classes, which derive from Exception alone
             raise CheckpointError(f"{self.path}: onnxruntime cannot open it ({one_line(error)})") from error
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        self.width = self._session.get_outputs()[0].shape[-1]  # V: logits of a row
 
     def logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """(B, V), fp32; ``inputs`` are int64, (B, T), and may hold more than the model reads."""

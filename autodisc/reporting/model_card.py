@@ -38,7 +38,7 @@ def write_card(folder: Path, values: Mapping[str, Any]) -> Path:
 
     ``values`` is a run record's (``config``, ``task``, ``teacher``, ``environment``, ``seed``, ``cost``, ``kind``) and
 
-    - ``role``: "student" or "assistant", whose folder it is;
+    - ``role``: "student" or "assistant", whose folder it is; ``has_code``: whether a file of code opens it;
     - ``origin_folder``: where the own card, config and licence are of what the weights are from (the teacher, or of a
       student of another architecture the model that it was); none on a hub;
     - ``models``: for each of teacher, assistant and student that there is, what is known of ``sparsity``, ``metric``
@@ -75,6 +75,7 @@ def render_card(values: Mapping[str, Any]) -> str:
             teacher=_name(values["teacher"]["model"]),
             other=None if other is None else _name(other),
             origin=_name(origin_of(values)),
+            has_code=values["has_code"],
             on_hub=values.get("origin_folder") is None and _is_hub_name(origin_of(values)),
             assistant=values["models"].get("assistant"),
             is_regression=task["kind"] == "regression",

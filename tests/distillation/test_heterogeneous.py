@@ -26,12 +26,18 @@ from autodisc.tasks.batches import batches
 CONFIG = DistillationConfig(batch_size=8, lr=3e-3)
 
 
-def make_narrow(dim: int = 16, layers: int = 2, labels: int = 2):
+def make_narrow(dim: int = 16, layers: int = 2, labels: int = 2, **others: int):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         made = AutoModelForSequenceClassification.from_config(
             DistilBertConfig(
-                vocab_size=60, dim=dim, n_heads=2, hidden_dim=16, n_layers=layers, pad_token_id=0, num_labels=labels
+                dim=dim,
+                n_heads=2,
+                hidden_dim=16,
+                n_layers=layers,
+                pad_token_id=0,
+                num_labels=labels,
+                **{"vocab_size": 60, **others},
             )
         )
     return made.eval()
@@ -175,6 +181,21 @@ def test_another_vocabulary_is_refused(config, narrow, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = config(student_sparsity=None, student_model=str(other), search={"sparsities": [0.25]})
     with pytest.raises(ModelError, match=r"^student_model: .* another vocabulary .*; give"):
+        api.search(settings, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"max_position_embeddings": 6}, ConfigError, r"^task\.max_length: .* positions for 6 tokens, .*; give 6$"),
+        ({"vocab_size": 30}, ModelError, r"^student_model: .* embeddings of 30 tokens, its tokenizer has 60$"),
+    ],
+)
+def test_one_that_cannot_read_the_texts_is_refused_first(config, narrow, tmp_path, change, error, match):
+    save_model(make_narrow(**change), load_tokenizer(narrow), tmp_path / "student")
+    settings = config(student_sparsity=None, student_model=str(tmp_path / "student"), search={"sparsities": [0.25]})
+    with pytest.raises(error, match=match):
         api.search(settings, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 

@@ -29,7 +29,7 @@ def values(make) -> dict[str, Any]:
         "assistant": {"metric": 0.82, "sparsity": 0.7, "validation_metric": 0.83, **figures, **sizes},
         "student": {"metric": 0.81, "sparsity": 0.9, "validation_metric": 0.8, **figures, **sizes},
     }
-    return {**record, "role": "student", "origin_folder": None, "models": models}
+    return {**record, "role": "student", "has_code": True, "origin_folder": None, "models": models}
 
 
 def front(card: str) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_a_licence_that_was_not_read_is_not_said_to_be_missing(values):
 def test_a_student_of_another_architecture_is_no_copy_of_its_teacher(values, tmp_path):
     values["config"]["student_model"] = "/home/me/narrow"
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    card = render_card({**values, "origin_folder": tmp_path})
+    card = render_card({**values, "has_code": False, "origin_folder": tmp_path})
     assert "It was narrow, and was distilled" in card
     assert "mit, as the folder of narrow states it" in card
     assert 'from_pretrained(".")\n```' in card
