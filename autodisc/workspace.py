@@ -19,17 +19,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import AutodiscError, ModelError, StudyError
+from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
 from autodisc.files import check_writable, write_json
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, own_head, resolve
 from autodisc.models.inference import forward_macs, predict
-from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
+from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.modeling_autodisc import CODE
 from autodisc.models.reading import Reader, raw, read
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
-from autodisc.reporting.model_card import write_card
+from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import confusion
@@ -186,12 +187,13 @@ class Workspace:
     def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns
         the latencies that it shows."""
-        folder = Path(resolve(self.config.teacher.model))
-        values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
-        values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
-        for role in models:
-            if "path" in models[role]:
-                write_card(Path(models[role]["path"]), {**values, "role": role})
+        values = {**self.made(kind, strategy), "models": models}
+        folders = {role: Path(model["path"]) for role, model in models.items() if "path" in model}
+        values["latency"] = self._latencies(folders)
+        for role, folder in folders.items():
+            own = {**values, "role": role, "has_code": (folder / CODE).is_file()}
+            origin = Path(resolve(origin_of(own)))
+            write_card(folder, {**own, "origin_folder": origin if origin.is_dir() else None})
         return values["latency"]
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
@@ -243,14 +245,26 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
+        _check_positions(teacher, name, task)
         other = None
         if config.student_model is not None and not finetune:
             other = _other_student(config.student_model, teacher, tokenizer, runtime)
             config = config.with_student(other.sparsity)
+            _check_positions(other.model, str(config.student_model), task)
         pruning = config.search.importance
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
+    """Raise ConfigError, before anything is trained, for texts of more tokens than ``model`` has positions."""
+    longest = max(int(split.lengths.max()) for split in (task.train, task.validation, task.final, *task.extra.values()))
+    most = longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"task.max_length: {name} has positions for {most} tokens, and a text has {longest}; give {most}"
+        )
 
 
 def _other_student(
@@ -265,6 +279,8 @@ def _other_student(
     with seeded(runtime.seed):
         model = load_model(name, head=own_head(teacher), num_labels=teacher.config.num_labels)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
+        raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
     scale = encoder_parameters(model) / encoder_parameters(teacher)
     if not 0 < scale < 1:
         raise ModelError(
@@ -333,6 +349,14 @@ def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
         return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def check_new(out: Path) -> None:
+    """Raise StudyError unless a whole folder can be put in the place of ``out`` by a rename."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    if out.resolve() == Path.cwd():
+        raise StudyError(f"{out}: is the folder that you are in, which a new one would replace; give --out another")
 
 
 @contextmanager

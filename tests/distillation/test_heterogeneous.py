@@ -13,25 +13,31 @@ from torch.testing import assert_close
 from transformers import AutoModelForSequenceClassification, DistilBertConfig, PreTrainedTokenizerFast
 
 import autodisc
-from autodisc import api
+from autodisc import api, exporting
 from autodisc.config import DistillationConfig
 from autodisc.distillation.heterogeneous import PROJECTIONS, Heterogeneous, depth_pairs, projected
 from autodisc.distillation.losses import Totals
 from autodisc.distillation.schedule import distill_into
 from autodisc.errors import ConfigError, ModelError
-from autodisc.models.checkpoints import save_model
+from autodisc.models.checkpoints import load_tokenizer, save_model
 from autodisc.pruning.candidates import Candidate
 from autodisc.tasks.batches import batches
 
 CONFIG = DistillationConfig(batch_size=8, lr=3e-3)
 
 
-def make_narrow(dim: int = 16, layers: int = 2, labels: int = 2):
+def make_narrow(dim: int = 16, layers: int = 2, labels: int = 2, **others: int):
     with torch.random.fork_rng():
         torch.manual_seed(3)
         made = AutoModelForSequenceClassification.from_config(
             DistilBertConfig(
-                vocab_size=60, dim=dim, n_heads=2, hidden_dim=16, n_layers=layers, pad_token_id=0, num_labels=labels
+                dim=dim,
+                n_heads=2,
+                hidden_dim=16,
+                n_layers=layers,
+                pad_token_id=0,
+                num_labels=labels,
+                **{"vocab_size": 60, **others},
             )
         )
     return made.eval()
@@ -127,12 +133,32 @@ def test_from_a_search_to_students_of_another_architecture(config, narrow, tmp_p
     evaluated = api.evaluate(config(teacher={"model": made["student"]["path"]}), "test")
     assert evaluated["metric"] == made["student"]["metric"]
     assert found["best"]["sparsity"] == made["assistant"]["sparsity"]
+    listed = exporting.candidates(tmp_path / "study", batch=1, length=8)["student"]
+    assert {name: listed[name] for name in ("sparsity", "params", "macs")} == {
+        name: made["student"][name] for name in ("sparsity", "params", "macs")
+    }
+    assert listed["latency_ms"] is None  # it has none of the layers that were timed
+    card = (Path(made["student"]["path"]) / "README.md").read_text()
+    assert "from a teacher of another architecture" in card
+    assert str(tmp_path.parent) not in card
     for strategy in ("maxidisc", "direct"):
         compared = api.baseline(settings, strategy, tmp_path / "study")
         best = autodisc.load(compared["best"]["path"])
         assert best.config.model_type == "distilbert"
         again = api.evaluate(config(teacher={"model": compared["best"]["path"]}))
         assert again["metric"] == compared["best"]["student_metric"]
+
+
+def test_it_is_exported_with_its_own_tokenizer(config, narrow, tmp_path):
+    settings = config(student_sparsity=None, student_model=str(narrow), search={"sparsities": [0.25]})
+    api.search(settings, tmp_path / "study")
+    made = api.distill(tmp_path / "study")
+    for format in ("autodisc", "dense"):
+        exporting.export(tmp_path / "study", tmp_path / format, format=format)
+        assert load_tokenizer(tmp_path / format).model_input_names == ["input_ids", "attention_mask"]
+    exported = exporting.export(tmp_path / "study", tmp_path / "onnx", format="onnx")
+    assert exported["metric"] == made["student"]["validation_metric"]
+    assert json.loads((tmp_path / "onnx" / "onnx.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
 
 
 def test_two_processes_make_what_one_makes(config, narrow, tmp_path):
@@ -155,6 +181,21 @@ def test_another_vocabulary_is_refused(config, narrow, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = config(student_sparsity=None, student_model=str(other), search={"sparsities": [0.25]})
     with pytest.raises(ModelError, match=r"^student_model: .* another vocabulary .*; give"):
+        api.search(settings, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"max_position_embeddings": 6}, ConfigError, r"^task\.max_length: .* positions for 6 tokens, .*; give 6$"),
+        ({"vocab_size": 30}, ModelError, r"^student_model: .* embeddings of 30 tokens, its tokenizer has 60$"),
+    ],
+)
+def test_one_that_cannot_read_the_texts_is_refused_first(config, narrow, tmp_path, change, error, match):
+    save_model(make_narrow(**change), load_tokenizer(narrow), tmp_path / "student")
+    settings = config(student_sparsity=None, student_model=str(tmp_path / "student"), search={"sparsities": [0.25]})
+    with pytest.raises(error, match=match):
         api.search(settings, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
