@@ -22,7 +22,7 @@ from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings
 from autodisc.models.reading import Reader, read
 from autodisc.progress import Bar
-from autodisc.runtime import Runtime
+from autodisc.runtime import Runtime, free_memory, is_out_of_memory
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
@@ -88,9 +88,18 @@ def width(model: PreTrainedModel, task: Task) -> int:
 def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
 ) -> torch.Tensor:
-    """Logits (B, V) or (B, T, V) of a batch that lies on the device; booked to ``ledger``."""
-    with torch.inference_mode(), runtime.autocast():
-        output: torch.Tensor = model(**model_inputs(model, batch)).logits
+    """Logits (B, V) or (B, T, V) of a batch on the device, run in halves where memory is short; booked to ``ledger``."""
+    output: torch.Tensor | None = None
+    try:
+        with torch.inference_mode(), runtime.autocast():
+            output = model(**model_inputs(model, batch)).logits
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+    if output is None:  # out here nothing holds what was too large any more
+        free_memory()
+        parts = [forward(model, half, runtime=runtime, ledger=ledger, kind=kind) for half in batch.split(2)]
+        return torch.cat(parts)
     if ledger is not None:
         ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
     return output
