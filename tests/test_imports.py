@@ -32,6 +32,7 @@ ORDER = (
     "rehearsal",
     "api",
     "exporting",
+    "tagging",
     "labelling",
     "comparison",
     "commands",

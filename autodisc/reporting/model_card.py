@@ -27,7 +27,21 @@ Z = 1.96  # standard errors on either side: 95 % of a normal distribution
 VERSIONS = ("autodisc", "revision", "torch", "transformers", "python", "hardware", "device", "precision", "threads")
 OF_THIS_MACHINE = ("name", "task.data", "teacher.model", "cache", "search.storage")
 # What hubs call our metrics, where it is something else.
-HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "f1_macro": "f1"}
+HUB_METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "f1_macro": "f1",
+    "entity_f1": "f1",
+    "word_accuracy": "accuracy",
+}
+PIPELINES = {  # what hubs call our kinds
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "causal-lm": "text-generation",
+}
+AUTO_CLASSES = {"tokens": "AutoModelForTokenClassification", "causal-lm": "AutoModelForCausalLM"}
 # The first words of a LICENSE file.
 LICENCES = {"Apache License": "apache-2.0", "MIT License": "mit", "The MIT License": "mit"}
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -55,7 +69,7 @@ def render_card(values: Mapping[str, Any]) -> str:
     task, model = values["task"], values["models"][values["role"]]
     front: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": PIPELINES[task["kind"]],
         "tags": ["autodisc", "pruned", "distillation"],
         **{key: origin[key] for key in ("license", "license_name", "license_link", "language") if key in origin},
         **_base_model(values, origin),
@@ -72,7 +86,8 @@ def render_card(values: Mapping[str, Any]) -> str:
             model=model,
             teacher=_name(values["teacher"]["model"]),
             assistant=values["models"].get("assistant"),
-            is_regression=task["kind"] == "regression",
+            kind=task["kind"],
+            auto_class=AUTO_CLASSES.get(task["kind"], "AutoModelForSequenceClassification"),
             is_cut=values["kind"] == "export",
             license=origin.get("license"),
             licence_file=origin.get("licence_file"),
@@ -122,13 +137,13 @@ def _model_index(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
     """A hub's results table: of the final split alone, since the model was chosen by validation."""
     if not model.get("metrics"):
         return {}
-    name = str(values["task"]["name"])
+    name, pipeline = str(values["task"]["name"]), PIPELINES[values["task"]["kind"]]
     metrics = [
         {"type": HUB_METRICS.get(metric, metric), "name": metric, "value": round(float(value), 6)}
         for metric, value in model["metrics"].items()
     ]
     result = {
-        "task": {"type": "text-classification", "name": "Text Classification"},
+        "task": {"type": pipeline, "name": pipeline.replace("-", " ").title()},
         "dataset": {"type": name, "name": name, "split": model["split"]},
         "metrics": metrics,
     }
