@@ -7,20 +7,22 @@ length have the tag O, or where there is none of that name the first.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import FINE_TUNED, load_model, load_tokenizer, own_head
-from autodisc.models.inference import EVALUATION_BATCH, predict
+from autodisc.models.inference import EVALUATION_BATCH, forward, predict
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import files, sources
@@ -29,11 +31,50 @@ from autodisc.tasks.data import find_kind, load_file
 from autodisc.tasks.files import Row
 from autodisc.tasks.formats import read_conll
 from autodisc.tasks.sources import CONLL
-from autodisc.tasks.splits import IGNORED, Split
-from autodisc.tasks.words import OUTSIDE, as_words, columns_of
+from autodisc.tasks.splits import IGNORED
+from autodisc.tasks.words import OUTSIDE, as_words, columns_of, tokenised_words
 from autodisc.workspace import HEADS, label_names
 
 PREDICTION = "prediction"
+
+
+@dataclass(frozen=True)
+class Tagger:
+    """A token classifier, as what gives words their tags."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    names: tuple[str, ...]
+    longest: int  # tokens
+    runtime: Runtime
+    batch_size: int
+
+    def tags(self, sentences: Sequence[list[str]]) -> list[list[str]]:
+        """The tag of each word, in the order of ``sentences``."""
+        missed = OUTSIDE if OUTSIDE in self.names else self.names[0]
+        found = [[missed] * len(words) for words in sentences]
+        split, pad = tokenised_words(sentences, self.tokenizer, self.longest), int(self.tokenizer.pad_token_id)
+        for batch in batches(split, batch_size=self.batch_size, pad_token_id=pad, generator=None):
+            batch = batch.to(self.runtime.device)
+            logits = forward(self.model, batch, runtime=self.runtime, ledger=None, kind="forward")
+            likeliest, begins = logits.argmax(-1).cpu().numpy(), batch.labels.cpu().numpy() != IGNORED  # (B, T)
+            for row, own, places in zip(batch.rows.tolist(), likeliest, begins, strict=True):
+                seen = [self.names[tag] for tag in own[places]]
+                found[row][: len(seen)] = seen
+        return found
+
+
+def open_tagger(name: str | Path, runtime: Runtime, max_length: int, batch_size: int) -> Tagger:
+    """A model's folder or hub name; raises ModelError for one that gives words no tags."""
+    tokenizer, model = load_tokenizer(name), load_model(name)
+    names, head = label_names(model.config), own_head(model)
+    if head != "token" or names is None:
+        raise ModelError(
+            f"--model: {name} is a {FINE_TUNED[head]}, which gives words no tags; what it makes of a text:"
+            " autodisc evaluate --file TEXT.txt"
+        )
+    model.to(runtime.device)  # type: ignore[arg-type]
+    return Tagger(model, tokenizer, names, min(max_length, tokenizer.model_max_length), runtime, batch_size)
 
 
 def tag_file(
@@ -48,50 +89,21 @@ def tag_file(
     progress: Progress,
 ) -> dict[str, Any]:
     """Write the rows of ``file`` with the tags of their words to ``out``; None is standard input, or output."""
-    since = time.perf_counter()
-    tokenizer, model = load_tokenizer(name), load_model(name)
-    names, head = label_names(model.config) or (), own_head(model)
-    if head != "token":
-        raise ModelError(
-            f"--model: {name} is a {FINE_TUNED[head]}, which has no tag to predict; what it makes of a text:"
-            " autodisc evaluate --file TEXT.txt"
-        )
-    model.to(runtime.device)  # type: ignore[arg-type]
-    longest = min(task.max_length, tokenizer.model_max_length)
-    as_conll = out is not None and out.suffix == CONLL
-    kind = None if as_conll else _format(out, format)
-    where = files.name_of(file)
-    done, column, known = 0, "", list[str]()
-    written: list[Row] = []
-
-    def tagged() -> Iterator[list[Row]]:
-        nonlocal done, column
-        for rows in _read(file):
-            if not done:
-                known.extend(dict.fromkeys(name for row in rows for name in row))
-                column, _ = columns_of(task, known, where)
-                if PREDICTION in known:
-                    raise DataError(f"{where}: it has a column '{PREDICTION}' already; rename or remove it")
-            words = [as_words(row.get(column), f"{where} row {i}") for i, row in enumerate(rows, done + 1)]
-            split = tokenised_words(words, tokenizer, longest)
-            tags = _tags(model, split, words, names, tokenizer, runtime, batch_size)
+    since, done, where = time.perf_counter(), 0, files.name_of(file)
+    chunks = iter(_read(file))
+    first = next(chunks)
+    columns = tuple(dict.fromkeys(name for row in first for name in row))
+    words, _ = columns_of(task, columns, where)
+    if PREDICTION in columns:
+        raise DataError(f"{where}: it has a column '{PREDICTION}' already; rename or remove it")
+    tagger = open_tagger(name, runtime, task.max_length, batch_size)
+    with _writing(out, format, first, columns, words) as write, progress.stage(f"Tagging {where}", None) as bar:
+        for rows in itertools.chain([first], chunks):
+            sentences = [as_words(row.get(words), f"{where} row {i}") for i, row in enumerate(rows, done + 1)]
+            tags = tagger.tags(sentences)
+            write([{**row, PREDICTION: own} for row, own in zip(rows, tags, strict=True)])
             done += len(rows)
-            yield [{**row, PREDICTION: own} for row, own in zip(rows, tags, strict=True)]
-
-    with progress.stage(f"Tagging {where}", None):
-        made = tagged()
-        if as_conll:
-            assert out is not None, "it ends in .conll"
-            _write_conll(out, ((row[column], row[PREDICTION]) for rows in made for row in rows))
-        else:
-            written = next(made)
-            columns = (*known, PREDICTION)
-            schema = files.schema_of(written, columns) if kind == "parquet" else None
-            assert kind is not None, "it is no CoNLL file"
-            with files.writing(out, kind, columns, schema) as writer:
-                while written:
-                    writer.write([_flat(row) for row in written] if kind == "csv" else written)
-                    written = next(made, [])
+            bar.advance(len(rows))
     return {
         "rows": done,
         "out": None if out is None else str(out),
@@ -132,51 +144,46 @@ def evaluate_tokens(
 def _read(file: Path | None) -> Iterable[list[Row]]:
     if file is None or file.suffix != CONLL:
         return files.read_rows(file)
-    sentences = read_conll(file, tagged=False)["tokens"]
-    rows: list[Row] = [{"tokens": words} for words in sentences]
+    rows: list[Row] = [{"tokens": words} for words in read_conll(file, tagged=False)["tokens"]]
     return (rows[start : start + files.AT_ONCE] for start in range(0, len(rows), files.AT_ONCE))
 
 
-def _format(out: Path | None, asked: files.Format | None) -> files.Format:
+@contextlib.contextmanager
+def _writing(
+    out: Path | None, asked: files.Format | None, first: Sequence[Row], columns: tuple[str, ...], words: str
+) -> Iterator[Callable[[Sequence[Row]], None]]:
+    """Takes rows with their tags; a file has its name when all are written."""
+    if out is not None and out.suffix == CONLL and asked is None:
+        with _writing_conll(out, words) as write:
+            yield write
+        return
     if out is None and asked == "parquet":
         raise ConfigError("--format parquet: not for standard output; give --out FILE.parquet")
-    return asked or ("jsonl" if out is None else files.format_of(out, "--out"))
-
-
-def _tags(
-    model: PreTrainedModel,
-    split: Split,
-    words: Sequence[list[str]],
-    names: tuple[str, ...],
-    tokenizer: PreTrainedTokenizerBase,
-    runtime: Runtime,
-    batch_size: int,
-) -> list[list[str]]:
-    missed = OUTSIDE if OUTSIDE in names else names[0]
-    found = [[missed] * len(own) for own in words]
-    pad = int(tokenizer.pad_token_id)
-    for batch in batches(split, batch_size=batch_size, pad_token_id=pad, generator=None):
-        moved = batch.to(runtime.device)
-        with torch.inference_mode(), runtime.autocast():
-            likeliest = model(**moved.inputs).logits.argmax(-1).cpu().numpy()  # (B, T)
-        for row, own, labels in zip(batch.rows.tolist(), likeliest, batch.labels.numpy(), strict=True):
-            begin = own[labels != IGNORED]
-            found[row][: len(begin)] = [names[tag] for tag in begin]
-    return found
+    kind = asked or ("jsonl" if out is None else files.format_of(out, "--out"))
+    columns = (*columns, PREDICTION)
+    tagged = [{**row, PREDICTION: [OUTSIDE]} for row in first]
+    schema = files.schema_of(tagged, columns) if kind == "parquet" else None
+    with files.writing(out, kind, columns, schema) as writer:
+        yield lambda rows: writer.write([_flat(row) for row in rows] if kind == "csv" else rows)
 
 
 def _flat(row: Row) -> Row:
     return {name: " ".join(value) if isinstance(value, list) else value for name, value in row.items()}
 
 
-def _write_conll(out: Path, sentences: Iterable[tuple[Any, list[str]]]) -> None:
+@contextlib.contextmanager
+def _writing_conll(out: Path, words: str) -> Iterator[Callable[[Sequence[Row]], None]]:
     partial = out.with_name(f".{out.name}.{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("w", encoding="utf-8", newline="") as file:
-            for words, tags in sentences:
-                lines = (f"{word}\t{tag}\n" for word, tag in zip(as_words(words, str(out)), tags, strict=True))
-                file.write("".join([*lines, "\n"]))
+
+            def write(rows: Sequence[Row]) -> None:
+                for row in rows:
+                    pairs = zip(as_words(row[words], str(out)), row[PREDICTION], strict=True)
+                    file.write("".join(f"{word}\t{tag}\n" for word, tag in pairs) + "\n")
+
+            yield write
         os.replace(partial, out)
     except OSError as error:
         raise DataError(f"--out {out}: cannot be written ({error.strerror}); give another file") from None

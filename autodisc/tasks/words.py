@@ -204,7 +204,7 @@ def encode_words(
 
 
 def tokenised_words(words: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:
-    """Sentences without tags as a split in memory, cut to ``longest`` tokens; a token that begins a word has label 0."""
+    """Sentences without tags as a split in memory, cut to ``longest`` tokens; what begins a word has the label 0."""
     import datasets
 
     encoded = encode_words(words, tokenizer, longest, [[0] * len(own) for own in words])
