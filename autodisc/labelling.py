@@ -23,14 +23,15 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
-from autodisc.models.checkpoints import load_model, load_tokenizer
+from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
 from autodisc.models.inference import EVALUATION_BATCH, forward
 from autodisc.models.latency import longest_input
-from autodisc.models.modeling_autodisc import CONFIG
+from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
 from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
-from autodisc.tasks import columns, files
+from autodisc.tagging import evaluate_tokens, tag_file
+from autodisc.tasks import columns, files, sources
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
@@ -108,6 +109,11 @@ def predict_file(
     texts and ``max_length`` are used. Raises DataError, and leaves no half-written file, where a row cannot be used.
     """
     progress, since = progress or Silent(), time.perf_counter()
+    if onnx_file(model) is None and head_of(load_model_config(model)) not in (None, "sequence"):
+        ready = make_runtime(runtime or RuntimeConfig())
+        return tag_file(
+            model, file, out, task=task, runtime=ready, batch_size=batch_size, format=format, progress=progress
+        )
     kind = _format(out, format)
     read: Iterable[list[Row]]
     if file is None:
@@ -164,7 +170,12 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Metrics of a model on a labelled file, by the name of ``task`` or its metric, and their floor."""
     progress, runtime = progress or Silent(), runtime or RuntimeConfig()
+    task = task.model_copy(update={"kind": task.kind or sources.OF_KINDS.get(file.suffix)})
     metric = find_metric(task)
+    if metric.kind in ("tokens", "causal-lm"):
+        if onnx_file(model) is not None:
+            raise ConfigError(f"--model: {model} is ONNX; on words and text the folder of the torch model is evaluated")
+        return evaluate_tokens(model, file, task, runtime, progress)
     seen = _Labels(task.label, str(file), metric.kind)
     with progress.stage(f"Reading {file.name}", None):
         survey = _survey(files.read_rows(file), str(file), task, labels=seen)
@@ -216,6 +227,8 @@ def onnx_file(model: str | Path) -> Path | None:
 
 def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifier:
     tokenizer, model = load_tokenizer(name), load_model(name)
+    if own_head(model) != "sequence":
+        raise ModelError(f"--model: {name} is a {FINE_TUNED[own_head(model)]}; for it give a task of its --kind")
     if tokenizer.pad_token_id is None:
         raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
     longest = min(max_length, tokenizer.model_max_length)

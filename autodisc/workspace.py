@@ -16,16 +16,24 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from autodisc.config import StudyConfig
+from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
 from autodisc.files import check_writable, write_json
-from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, own_head, resolve
-from autodisc.models.inference import forward_macs, predict
+from autodisc.models.checkpoints import (
+    FINE_TUNED,
+    fingerprint,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    own_head,
+    resolve,
+)
+from autodisc.models.inference import forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
-from autodisc.models.modeling_autodisc import CODE
+from autodisc.models.modeling_autodisc import CODE, Head, head_of
 from autodisc.models.reading import Reader, raw, read
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
@@ -34,10 +42,16 @@ from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import confusion
-from autodisc.tasks.data import Split, Task, load_task
+from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP = "set-up"
 RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
+HEADS: dict[Kind, Head] = {  # what a model needs to learn a kind of task
+    "classification": "sequence",
+    "regression": "sequence",
+    "tokens": "token",
+    "causal-lm": "causal",
+}
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
 
 
@@ -228,20 +242,23 @@ def open_workspace(
     runtime = make_runtime(config.runtime)
     cache = cache_folder(config)
     name = config.teacher.model
+    head = HEADS[find_kind(config.task)]
     with ledger.stage(SET_UP), progress.stage(SET_UP, None):
         tokenizer = load_tokenizer(name)
-        labels = None if finetune else label_names(load_model_config(name))
+        labels = None if finetune else _known(config, head)
         task = load_task(
             config.task, tokenizer, seed=runtime.seed, cache_dir=cache / "data", label_names=labels, progress=progress
         )
         with seeded(runtime.seed):  # a new head starts from the seed
-            teacher = load_model(name, num_labels=task.num_labels if finetune else None)
+            fresh = task.num_labels if finetune and head != "causal" else None
+            teacher = load_model(name, head=head, num_labels=fresh)
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
-        if teacher.config.num_labels != task.num_labels:
+        outputs = width(teacher, task)
+        if outputs < task.num_labels or (outputs > task.num_labels and head != "causal"):
             raise ModelError(
-                f"teacher: {name} has {teacher.config.num_labels} outputs, task '{task.name}' needs {task.num_labels}; "
+                f"teacher: {name} has {outputs} outputs, task '{task.name}' needs {task.num_labels}; "
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
@@ -276,8 +293,9 @@ def _other_student(
             f"student_model: {name} has another vocabulary than the teacher, so their tokens cannot be compared; "
             "give a model that was pretrained with the teacher's tokenizer"
         )
+    head = own_head(teacher)
     with seeded(runtime.seed):
-        model = load_model(name, head=own_head(teacher), num_labels=teacher.config.num_labels)
+        model = load_model(name, head=head, num_labels=None if head == "causal" else teacher.config.num_labels)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
         raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
@@ -287,6 +305,18 @@ def _other_student(
             f"student_model: {name} has {scale:.2f} times the teacher's encoder parameters; give a smaller model"
         )
     return OtherStudent(model.to(runtime.device), own, round(1 - scale, 6))  # type: ignore[arg-type]
+
+
+def _known(config: StudyConfig, head: Head) -> tuple[str, ...] | None:
+    """The classes of a teacher; raises ModelError for one with another head: its weights might fit by chance."""
+    found = load_model_config(config.teacher.model)
+    own = head_of(found)
+    if own not in (None, head):
+        raise ModelError(
+            f"teacher: {config.teacher.model} is a {FINE_TUNED[own]}, but task '{config.task.name}' is of kind"
+            f" {find_kind(config.task)}, which takes a {FINE_TUNED[head]}; give one, or another --kind"
+        )
+    return None if head == "causal" else label_names(found)
 
 
 def _call(model: PreTrainedModel, inputs: dict[str, torch.Tensor], _: int) -> None:

@@ -36,6 +36,7 @@ ORDER = (
     "showing",
     "api",
     "exporting",
+    "tagging",
     "labelling",
     "comparison",
     "commands",

@@ -29,7 +29,11 @@ def predict(
     request: Request,
     file: Annotated[
         Path,
-        typer.Option("--file", metavar="FILE", help=".csv, .jsonl, .parquet; - is JSON Lines from standard input."),
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help=".csv, .jsonl, .parquet, .conll; - is JSON Lines from standard input.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Rows with predictions; standard output unless given.")
@@ -78,7 +82,8 @@ def evaluate(
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", metavar="FILE", help="A labelled .csv, .jsonl or .parquet, instead.")
+        Path | None,
+        typer.Option("--file", metavar="FILE", help="A labelled file, instead; or a text."),
     ] = None,
 ) -> None:
     """Metrics of a model, a teacher's or a student's, on a split of its task or a file, and the floor below them."""

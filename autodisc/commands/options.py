@@ -47,11 +47,22 @@ def _panel(panel: str, *rows: tuple[str, str, str, str]) -> tuple[Setting, ...]:
 TASK = _panel(
     "Task and data",
     ("--task", "task.name", "NAME", "A GLUE task's name, docstrings, or any name with --metric and --data."),
-    ("--data", "task.data", "DIR", "Folder with train, validation and perhaps test: .csv, .jsonl or .parquet."),
+    (
+        "--kind",
+        "task.kind",
+        "NAME",
+        "classification, regression, tokens (a tag a word), causal-lm; by metric or files unless given.",
+    ),
+    (
+        "--data",
+        "task.data",
+        "DIR",
+        "Folder with train, validation and perhaps test: .csv, .jsonl, .parquet; .conll for tokens, .txt for text.",
+    ),
     ("--metric", "task.metric", "NAME", "Larger is better; a GLUE name brings its own."),
-    ("--text", "task.text", "COLUMN", "Column of the (first) sentence."),
+    ("--text", "task.text", "COLUMN", "Column of the (first) sentence, of the words, or of the text."),
     ("--text-pair", "task.text_pair", "COLUMN", "Column of the second sentence."),
-    ("--label", "task.label", "COLUMN", "Column of the label."),
+    ("--label", "task.label", "COLUMN", "Column of the label, or of the words' tags."),
     ("--max-length", "task.max_length", "N", "Tokens; longer inputs are truncated."),
 )
 LIMIT_TRAIN = _panel(

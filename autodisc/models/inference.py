@@ -88,7 +88,7 @@ def width(model: PreTrainedModel, task: Task) -> int:
 def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
 ) -> torch.Tensor:
-    """Logits (B, V) or (B, T, V) of a batch on the device, run in halves where memory is short; booked to ``ledger``."""
+    """Logits (B, V) or (B, T, V) of a batch on the device, in halves where memory is short; booked to ``ledger``."""
     output: torch.Tensor | None = None
     try:
         with torch.inference_mode(), runtime.autocast():

@@ -27,7 +27,21 @@ Z = 1.96  # standard errors on either side: 95 % of a normal distribution
 VERSIONS = ("autodisc", "revision", "torch", "transformers", "python", "hardware", "device", "precision", "threads")
 OF_THIS_MACHINE = ("name", "task.data", "teacher.model", "student_model", "cache", "search.storage")
 # What hubs call our metrics, where it is something else.
-HUB_METRICS = {"matthews": "matthews_correlation", "pearson": "pearsonr", "spearman": "spearmanr", "f1_macro": "f1"}
+HUB_METRICS = {
+    "matthews": "matthews_correlation",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "f1_macro": "f1",
+    "entity_f1": "f1",
+    "word_accuracy": "accuracy",
+}
+PIPELINES = {  # what hubs call our kinds
+    "classification": "text-classification",
+    "regression": "text-classification",
+    "tokens": "token-classification",
+    "causal-lm": "text-generation",
+}
+AUTO_CLASSES = {"tokens": "AutoModelForTokenClassification", "causal-lm": "AutoModelForCausalLM"}
 # The first words of a LICENSE file.
 LICENCES = {"Apache License": "apache-2.0", "MIT License": "mit", "The MIT License": "mit"}
 _FRONT = re.compile(r"\A---\s*\n(.*?)\n---\s*(\n|\Z)", re.DOTALL)
@@ -57,7 +71,7 @@ def render_card(values: Mapping[str, Any]) -> str:
     other = _other(values)
     front: dict[str, Any] = {
         "library_name": "transformers",
-        "pipeline_tag": "text-classification",
+        "pipeline_tag": PIPELINES[task["kind"]],
         "tags": ["autodisc", *([] if other else ["pruned"]), "distillation"],
         **{key: origin[key] for key in ("license", "license_name", "license_link", "language") if key in origin},
         **_base_model(values, origin),
@@ -78,7 +92,8 @@ def render_card(values: Mapping[str, Any]) -> str:
             has_code=values["has_code"],
             on_hub=values.get("origin_folder") is None and _is_hub_name(origin_of(values)),
             assistant=values["models"].get("assistant"),
-            is_regression=task["kind"] == "regression",
+            kind=task["kind"],
+            auto_class=AUTO_CLASSES.get(task["kind"], "AutoModelForSequenceClassification"),
             is_cut=values["kind"] == "export",
             license=origin.get("license"),
             licence_file=origin.get("licence_file"),
@@ -139,13 +154,13 @@ def _model_index(values: Mapping[str, Any], model: Mapping[str, Any]) -> dict[st
     """A hub's results table: of the final split alone, since the model was chosen by validation."""
     if not model.get("metrics"):
         return {}
-    name = str(values["task"]["name"])
+    name, pipeline = str(values["task"]["name"]), PIPELINES[values["task"]["kind"]]
     metrics = [
         {"type": HUB_METRICS.get(metric, metric), "name": metric, "value": round(float(value), 6)}
         for metric, value in model["metrics"].items()
     ]
     result = {
-        "task": {"type": "text-classification", "name": "Text Classification"},
+        "task": {"type": pipeline, "name": pipeline.replace("-", " ").title()},
         "dataset": {"type": name, "name": name, "split": model["split"]},
         "metrics": metrics,
     }

@@ -6,7 +6,8 @@
 So every token but the stream's first is predicted, once, a block's last from what stands in it; only the last block may
 be shorter, and nothing else is padded. A text file's documents are parted by blank lines; a column has one a row.
 
-The floor is what the unigram distribution of the training tokens, add-one smoothed over V, says of each token.
+The floor is what the unigram distribution of the training tokens (of a file alone: its own), add-one smoothed over V,
+says of each token.
 """
 
 from __future__ import annotations
@@ -37,20 +38,21 @@ class Blocks(Rows):
         return False  # a text is its own truth
 
     def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> None:
-        config, have = self.config, raw["train"].column_names
+        config, (first, rows) = self.config, next(iter(raw.items()))
+        have = rows.column_names
         if config.text_pair is not None:
             raise DataError(f"--text-pair: got '{config.text_pair}'; kind causal-lm takes one text a row, leave it out")
         found = config.text or next((name for name in TEXTS if name in have), None)
         if found is None:
             raise DataError(
-                f"train: no column {' or '.join(TEXTS)}; it has {', '.join(have)}; name the text's column with --text"
+                f"{first}: no column {' or '.join(TEXTS)}; it has {', '.join(have)}; name the text's column with --text"
             )
         self.text = found
         for name, rows in raw.items():
             columns.check_columns(rows.column_names, name, [found], None)
         if self.tokenizer.eos_token_id is None:
             raise DataError("tokenizer: it has no end-of-sequence token to part texts with; set one and save it again")
-        self.unigram_nll = np.zeros(self.num_labels)  # of train, which comes first
+        self.unigram_nll: np.ndarray | None = None  # of the first split
 
     @property
     def num_labels(self) -> int:
@@ -61,15 +63,13 @@ class Blocks(Rows):
 
     def split(self, rows: Dataset, name: str) -> Split:
         documents = self._documents(rows, name)
-        if name == "train":
-            self.unigram_nll = unigram_nll(documents, self.num_labels)
         return self._packed(documents, name)
 
     def apart(self, rows: Dataset, held_out: np.ndarray) -> tuple[Split, Split]:
         """Whole documents, before they are cut."""
         documents = self._documents(rows, "train")
-        train = [own for i, own in enumerate(documents) if i not in set(held_out.tolist())]
-        self.unigram_nll = unigram_nll(train, self.num_labels)
+        out = set(held_out.tolist())
+        train = [own for i, own in enumerate(documents) if i not in out]
         return self._packed(train, "train"), self._packed([documents[i] for i in held_out], "train")
 
     def _documents(self, rows: Dataset, name: str) -> list[np.ndarray]:
@@ -99,6 +99,8 @@ class Blocks(Rows):
     def _packed(self, documents: list[np.ndarray], name: str) -> Split:
         import datasets
 
+        if self.unigram_nll is None:
+            self.unigram_nll = unigram_nll(documents, self.num_labels)
         blocks, labels = pack(documents, self.longest)
         if not blocks:
             raise DataError(f"{name}: one token is all it has; expected text to predict")

@@ -118,6 +118,27 @@ def load_task(
     )
 
 
+def load_file(
+    config: TaskConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    *,
+    cache_dir: Path,
+    label_names: tuple[str, ...] | None,
+    progress: Progress,
+) -> Task:
+    """A task whose splits are all one labelled file, for words and texts."""
+    metric = find_metric(config)
+    pad = _padding(tokenizer, metric.kind)
+    rows, name = sources.read_file(file, file.name, cache_dir), str(file)
+    made = _ROWS[metric.kind](
+        config, tokenizer, {name: rows}, metric=metric, known=label_names, cache_dir=cache_dir, progress=progress
+    )
+    split = made.split(rows, name)
+    names, number = made.label_names, made.num_labels
+    return Task(config.name, metric.kind, metric, names, number, split, split, split, "test", {}, pad)
+
+
 def find_kind(config: TaskConfig) -> Kind:
     """What is learned: what the configuration says, else its metric's kind, else what the files are for."""
     if config.kind is not None:

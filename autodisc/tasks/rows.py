@@ -57,7 +57,7 @@ class Rows(ABC):
 
     @abstractmethod
     def split(self, rows: Dataset, name: str) -> Split:
-        """Tokens and labels; raises DataError for a row that cannot be used. Train comes first."""
+        """Tokens and labels, of train first; raises DataError for a row that cannot be used."""
 
     def apart(self, rows: Dataset, held_out: np.ndarray) -> tuple[Split, Split]:
         """Train without the rows ``held_out``, and these."""

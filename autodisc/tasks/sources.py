@@ -92,10 +92,11 @@ def find_files(folder: Path, task: str) -> dict[str, Path]:
 
 
 def _read_files(files: dict[str, Path], cache_dir: Path) -> dict[str, Dataset]:
-    return {split: _read_file(path, split, cache_dir) for split, path in files.items()}
+    return {split: read_file(path, split, cache_dir) for split, path in files.items()}
 
 
-def _read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
+def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
+    """The rows of one file; ``split`` names it in messages."""
     import datasets
 
     if not path.stat().st_size:

@@ -63,15 +63,15 @@ class Words(Rows):
             self.at[name] = words, tags
         self.entities = self.metric.name == "entity_f1"
         self.begun = 0
-        self.names = known or self._found(raw["train"])
+        self.names = known or self._found(*next(iter(raw.items())))
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
 
-    def _found(self, train: Dataset) -> tuple[str, ...]:
-        """The tags of train: as the data set names its classes, else O first, then by type."""
-        if named := _class_names(train, self.at["train"][1]):
+    def _found(self, name: str, rows: Dataset) -> tuple[str, ...]:
+        """The tags of the first split: as the data set names its classes, else O first, then by type."""
+        if named := _class_names(rows, self.at[name][1]):
             return named
-        found = {tag for _, tags in self._sentences(train, "train") for tag in tags}
+        found = {tag for _, tags in self._sentences(rows, name) for tag in tags}
         return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag.partition("-")[::-1])))
 
     @property
@@ -201,6 +201,15 @@ def encode_words(
         for word, place in at.items():
             labels[-1][place] = own[word]
     return {**{column: encoded[column] for column in features(tokenizer)}, LABELS: labels}
+
+
+def tokenised_words(words: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:
+    """Sentences without tags as a split in memory, cut to ``longest`` tokens; what begins a word has the label 0."""
+    import datasets
+
+    encoded = encode_words(words, tokenizer, longest, [[0] * len(own) for own in words])
+    tokens = datasets.Dataset.from_dict(encoded, features=features(tokenizer, labelled=True))
+    return make_split("rows", tokens, np.zeros((len(words), 1)))
 
 
 def _encode(sentences: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Any:

@@ -12,14 +12,17 @@ from torch.testing import assert_close
 
 from autodisc.config import DistillationConfig
 from autodisc.distillation.losses import (
+    Likeliest,
     TeacherOutput,
     Totals,
     distillation_loss,
     hidden_depths,
     hidden_loss,
+    prediction_loss,
     soft_cross_entropy,
 )
-from autodisc.models.losses import label_loss
+from autodisc.models.losses import label_count, label_loss
+from autodisc.tasks.splits import IGNORED
 
 LENGTHS = (5, 2, 7, 1)
 B, T, DEPTHS, C, V = 4, 7, 3, 6, 3
@@ -169,3 +172,91 @@ def test_micro_batches_add_up_to_the_whole(drawn, cut):
 def test_depths_are_evenly_spaced_and_leave_out_frozen_embeddings(layers, count, frozen, trained):
     assert hidden_depths(layers, count, embeddings_differ=False) == frozen
     assert hidden_depths(layers, count, embeddings_differ=True) == trained
+
+
+WORDS, K = 40, 6  # of a vocabulary, and how many of them are kept
+
+
+@pytest.fixture
+def spoken():
+    """(student, teacher) logits (B, T, WORDS), and the labels (B, T) of tokens."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, WORDS, (B, T), generator=generator)
+    labels[torch.arange(T)[None] >= torch.tensor(LENGTHS)[:, None]] = IGNORED
+    labels[0, 2] = IGNORED  # a word's second token
+    student, teacher = (2 * torch.randn(B, T, WORDS, generator=generator) for _ in range(2))
+    return student, teacher, labels
+
+
+def reference_likeliest(student, teacher, labels, k, temperature) -> float:
+    total, count = 0.0, 0
+    for b, t in (labels != IGNORED).nonzero().tolist():
+        p = np.exp(teacher[b, t].double().numpy() / temperature)
+        q = np.exp(student[b, t].double().numpy() / temperature)
+        p, q = p / p.sum(), q / q.sum()
+        top = np.argsort(-p)[:k]
+        total += sum(p[i] * math.log(p[i] / q[i]) for i in top)
+        rest = 1 - p[top].sum(), 1 - q[top].sum()
+        total += rest[0] * math.log(rest[0] / rest[1]) if rest[0] > 1e-9 else 0.0
+        count += 1
+    return total * temperature**2 / count
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("k", [1, K, WORDS - 1])
+def test_of_a_vocabulary_all_but_the_likeliest_are_one_class(spoken, k, temperature):
+    student, teacher, labels = spoken
+    said, count = Likeliest.of(teacher, k, temperature), float((labels != IGNORED).sum())
+    assert_close(said.log_probabilities.exp().sum(-1), torch.ones(B, T))
+    found = prediction_loss(student, said, labels, temperature=temperature, count=count)
+    assert float(found) == pytest.approx(reference_likeliest(student, teacher, labels, k, temperature), rel=1e-4)
+
+
+def test_merging_classes_never_adds_divergence_and_keeping_all_has_the_cross_entropys_gradient(spoken):
+    student, teacher, labels = spoken
+    student.requires_grad_(True)
+
+    def loss(said):
+        return prediction_loss(student, said, labels, temperature=2.0, count=10.0)
+
+    values = [loss(Likeliest.of(teacher, k, 2.0)).item() for k in (1, 3, K, 20, WORDS)]
+    assert values == sorted(values)
+    assert values[0] >= 0
+    for said in (Likeliest.of(student.detach(), K, 2.0), Likeliest.of(student.detach(), WORDS, 2.0)):
+        assert loss(said).item() == pytest.approx(0.0, abs=1e-5)
+    (whole,) = torch.autograd.grad(loss(Likeliest.of(teacher, WORDS, 2.0)), student)
+    (dense,) = torch.autograd.grad(loss(teacher), student)
+    assert_close(whole, dense, rtol=1e-4, atol=1e-6)
+
+
+def test_tokens_without_a_label_are_of_no_account(spoken):
+    student, teacher, labels = spoken
+    other = student.clone()
+    other[labels == IGNORED] += 5.0
+    for said in (teacher, Likeliest.of(teacher, K, 1.0)):
+        one, two = (prediction_loss(s, said, labels, temperature=1.0, count=7.0) for s in (student, other))
+        assert_close(one, two)
+    assert_close(label_loss(student, labels, 7.0), label_loss(other, labels, 7.0))
+    real = labels != IGNORED
+    gold = F.cross_entropy(student[real], labels[real])
+    assert_close(label_loss(student, labels, label_count(labels)), gold)
+
+
+@pytest.mark.parametrize("k", [K, WORDS])
+def test_micro_batches_of_tokens_add_up_to_the_whole(spoken, k):
+    student, teacher, labels = spoken
+    totals, config = Totals(int((labels != IGNORED).sum()), sum(LENGTHS)), DistillationConfig(hard_label_weight=0.3)
+
+    def loss(rows: slice) -> torch.Tensor:
+        said = teacher[rows] if k == WORDS else Likeliest.of(teacher[rows], k, 1.0)
+        return distillation_loss(
+            student[rows],
+            [],
+            teacher=TeacherOutput(said, None),
+            labels=labels[rows],
+            mask=labels[rows] != IGNORED,
+            totals=totals,
+            config=config,
+        )
+
+    assert_close(loss(slice(1)) + loss(slice(1, 3)) + loss(slice(3, None)), loss(slice(None)))

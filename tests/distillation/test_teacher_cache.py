@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
 
+from autodisc.config import DistillationConfig
 from autodisc.costs import Ledger
 from autodisc.distillation import teacher_cache
+from autodisc.distillation.losses import Likeliest
 from autodisc.distillation.teacher_cache import STAGE, TeacherCache
 from autodisc.models.layouts import LAYOUTS
+from autodisc.models.modeling_autodisc import plain_class
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
+from autodisc.tasks.splits import IGNORED
+from autodisc.tasks.splits import make_split as make_own
 
 
 @pytest.fixture
@@ -209,3 +216,72 @@ def test_other_weights_data_or_depths_have_another_key(tiny, make_split, open_ca
             with open_cache(model, rows, depths=depths):
                 pass
         assert len(list((tmp_path / "teacher").iterdir())) == number
+
+
+@pytest.fixture
+def tagger(tiny):
+    """A token classifier of 9 classes."""
+    config = copy.deepcopy(tiny().config)
+    config.num_labels = 9
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return plain_class("bert", "token")._from_config(config).eval()
+
+
+@pytest.fixture
+def make_labelled(make_split):
+    """The rows of ``make_split``, every token but the first with a label."""
+
+    def make(rows: int):
+        plain = make_split(rows)
+        labels = [[IGNORED, *(i % 9 for i in range(n - 1))] for n in plain.lengths.tolist()]
+        return make_own("train", plain.rows.add_column("labels", labels), np.zeros((rows, 1)))
+
+    return make
+
+
+@pytest.mark.parametrize("k", [4, 64])
+def test_of_tokens_all_logits_are_kept_or_the_likeliest_as_they_are_recomputed(
+    tagger, make_labelled, open_cache, count_calls, k
+):
+    split, calls = make_labelled(20), count_calls(tagger)
+    config = DistillationConfig(top_k=k, temperature=2.0)
+    ledger = Ledger()
+    for number in (1, 2):  # made, then found
+        with open_cache(tagger, split, config=config, ledger=ledger) as outputs, torch.no_grad():
+            for batch in passed(split, seed=number):
+                found = outputs(batch)
+                expected = tagger(**batch.inputs).logits
+                real = batch.inputs["attention_mask"].bool()
+                if k == 64:
+                    assert_close(found.logits[real], expected[real])
+                    continue
+                said = Likeliest.of(expected, k, 2.0)
+                assert torch.equal(found.logits.classes[real], said.classes[real])
+                assert_close(found.logits.log_probabilities[real], said.log_probabilities[real])
+        if number == 1:
+            made = len(calls)
+            calls.clear()
+    assert made == len(passed(split)) + len(passed(split))  # the cache's own calls, and this test's
+    assert len(calls) == len(passed(split))
+
+
+def test_what_is_kept_of_a_token_is_counted_before_it_is_kept(tagger, make_labelled, open_cache, tmp_path):
+    split = make_labelled(20)
+    with open_cache(tagger, split, config=DistillationConfig(top_k=4)) as outputs:
+        assert outputs.token_bytes == 2 * 2 * 32 + 4 * 4 + 4 * 5
+        for batch in passed(split):
+            outputs(batch)
+    files = {path.name: path.stat().st_size for path in next((tmp_path / "teacher").iterdir()).iterdir()}
+    assert sum(size for name, size in files.items() if name not in ("cost.json", "filled.u8")) == (
+        outputs.token_bytes * split.tokens
+    )
+
+
+def test_another_temperature_is_another_cache_where_the_likeliest_are_kept(tagger, make_labelled, open_cache, tmp_path):
+    split = make_labelled(8)
+    for number, (k, temperature) in enumerate([(4, 1.0), (4, 2.0), (5, 1.0), (64, 1.0)], 1):
+        with open_cache(tagger, split, config=DistillationConfig(top_k=k, temperature=temperature)):
+            assert len(list((tmp_path / "teacher").iterdir())) == number
+    with open_cache(tagger, split, config=DistillationConfig(temperature=2.0)):  # all logits: at any temperature
+        assert len(list((tmp_path / "teacher").iterdir())) == 4
