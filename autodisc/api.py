@@ -53,7 +53,7 @@ __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_searc
 
 LEDGER = "ledger.json"
 # Settings that may change between calls.
-FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs")
+FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs", "search.backend")
 FREE_IN_BASELINE = (
     *FREE,
     "search.lam",
@@ -370,7 +370,8 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         save_ledger(space.ledger, place / LEDGER)
 
     work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
-    run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs)
+    jobs, backend = space.config.search.jobs, space.config.search.backend
+    run_maxidisc(study, work, space.workshop, keep, settled, jobs=jobs, backend=backend)
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:

@@ -15,6 +15,7 @@ ROOT = Path(autodisc.__file__).parent
 # A stage imports from those before it; workspace and api stand between the stages and the commands.
 ORDER = (
     "errors",
+    "urls",
     "config",
     "costs",
     "progress",
@@ -51,6 +52,8 @@ DOORS = {
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models"},
     "onnxruntime": {"models"},
+    "distributed": {"search"},
+    "ray": {"search"},
 }
 
 

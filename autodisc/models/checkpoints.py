@@ -43,6 +43,8 @@ from autodisc.models.modeling_autodisc import (
 
 PACKAGE = "package:"
 CARD = "README.md"  # what is said of a model goes with it
+# A layout is of a family that transformers has the code of; what a folder brings along is never run, nor asked about.
+SAFE = {"trust_remote_code": False}
 
 
 def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool = True) -> PreTrainedModel:
@@ -69,7 +71,7 @@ def load_model(name: str | Path, *, num_labels: int | None = None, verify: bool 
             if num_labels == 1:
                 config.problem_type = "regression"
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
+            name, config=config, dtype=torch.float32, output_loading_info=True, **SAFE, use_safetensors=True
         )
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
@@ -99,7 +101,7 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
     name = resolve(name)
     with _explained(name):
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **SAFE)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -107,7 +109,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     name = resolve(name)
     with _quiet(), _explained(name):
         verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **SAFE)
 
 
 def unfilled(config: PretrainedConfig) -> PreTrainedModel:

@@ -28,6 +28,7 @@ from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import extract
+from autodisc.search.backends import LOCAL
 from autodisc.search.storage import ask, completed, enqueue_missing, tell
 from autodisc.search.workers import Sendable, processes, spread
 from autodisc.tasks.batches import batches
@@ -70,6 +71,7 @@ def run_maxidisc(
     settled: Callable[[], None],
     *,
     jobs: int = 1,
+    backend: str = LOCAL,
 ) -> None:
     """Distil an assistant and a student for every candidate, ``jobs`` trials at a time.
 
@@ -85,12 +87,12 @@ def run_maxidisc(
             trials[sparsity] = found[0]
             yield sparsity
 
-    jobs = processes(jobs, workshop)
+    jobs = processes(jobs, workshop, backend=backend)
     with workshop.progress.stage("maxidisc trials", len(points)) as bar:
         bar.advance(completed(study))
-        if jobs > 1:
+        if jobs > 1 or backend != LOCAL:
             fill_cache(work, workshop)
-            outcomes = spread(work, asked(), jobs, workshop)
+            outcomes = spread(work, asked(), jobs, workshop, backend=backend)
         else:
             outcomes = _one_by_one(work, asked(), workshop)
         for sparsity, outcome in outcomes:
