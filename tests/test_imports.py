@@ -19,6 +19,7 @@ ORDER = (
     "config",
     "costs",
     "progress",
+    "leases",
     "runtime",
     "tasks",
     "models",
@@ -52,6 +53,7 @@ DOORS = {
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models"},
     "onnxruntime": {"models"},
+    "filelock": {"leases"},
     "distributed": {"search"},
     "ray": {"search"},
 }
