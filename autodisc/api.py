@@ -23,6 +23,7 @@ from autodisc.config import (
     read_config,
     write_config,
 )
+from autodisc.costs import resume_ledger, save_ledger
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
 from autodisc.errors import StudyError
@@ -43,8 +44,6 @@ from autodisc.workspace import (
     disk_errors,
     open_workspace,
     read_ranking,
-    resume_ledger,
-    save_ledger,
     size,
     write_ranking,
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -27,6 +26,7 @@ from pydantic import (
 )
 
 from autodisc.errors import ConfigError
+from autodisc.files import write_text
 from autodisc.urls import public
 
 MetricName = Literal["accuracy", "f1", "f1_macro", "accuracy_f1", "matthews", "pearson", "spearman", "pearson_spearman"]
@@ -407,9 +407,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_config(config: StudyConfig, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
-    os.replace(partial, path)  # a reader sees no half of it
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
 def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from autodisc.config import RuntimeConfig
 from autodisc.errors import ConfigError
@@ -68,6 +69,16 @@ def _multiplies_bf16(device: torch.device) -> bool:
             flags = Path("/proc/cpuinfo").read_text()
             return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory, or the machine's, did not suffice."""
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more."""
+    clear_device_cache(garbage_collection=True)
 
 
 @contextlib.contextmanager

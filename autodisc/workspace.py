@@ -20,6 +20,7 @@ from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ModelError
+from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
@@ -253,14 +254,6 @@ def cache_folder(config: StudyConfig) -> Path:
     return Path(os.environ.get("AUTODISC_CACHE") or Path.home() / ".cache" / "autodisc")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:
     write_json(path, {**asdict(ranking), "cost": vars(cost)})
 
@@ -270,30 +263,6 @@ def read_ranking(path: Path) -> tuple[Ranking, Cost]:
     stored = json.loads(path.read_text())
     heads, neurons = (tuple(tuple(unit) for unit in stored[kind]) for kind in ("heads", "neurons"))
     return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
-
-
-def save_ledger(ledger: Ledger, path: Path) -> None:
-    """Keep what was spent and what it paid for, so that a resumed run counts all of it, once."""
-    write_json(
-        path,
-        {
-            "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
-            "decisions": ledger.decisions,
-            "beside_s": ledger.beside_s,
-            "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
-        },
-    )
-
-
-def resume_ledger(ledger: Ledger, path: Path) -> None:
-    if path.exists():
-        kept = json.loads(path.read_text())
-        for name, cost in kept["stages"].items():
-            ledger.charge(name, Cost(**cost))
-        ledger.decisions |= kept.get("decisions", {})
-        ledger.beside_s += kept.get("beside_s", 0.0)
-        for key, (count, rows) in kept["paid"].items():
-            ledger.paid[key] = np.isin(np.arange(count), rows)
 
 
 @contextmanager

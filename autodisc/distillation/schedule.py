@@ -7,19 +7,23 @@ as the student's initialisation. A chain of assistants has a phase for each, and
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import joblib
 from transformers import PreTrainedModel
 
-from autodisc.config import DistillationConfig, RecoveryConfig
+from autodisc.config import DistillationConfig, RecoveryConfig, flatten
 from autodisc.costs import Ledger
+from autodisc.distillation.checkpointing import Keeping, Made, States, states
 from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import TrainingSettings, TrainingState, steps_for, train
+from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
@@ -47,6 +51,11 @@ class Workshop:
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress = field(default_factory=Silent)
     curves: Curves = field(default_factory=dict)
+    keeping: Keeping | None = None  # what is unfinished; none: a training that is stopped starts again
+
+    def states(self, stage: str, made_of: Callable[[], Made]) -> States:
+        """Those of a training of this run."""
+        return states(self.keeping, stage, made_of, runtime=self.runtime, ledger=self.ledger)
 
     def metric(self, model: PreTrainedModel, candidate: Candidate) -> float:
         """The metric of ``model`` (active as, or cut to, ``candidate``) on validation."""
@@ -187,12 +196,25 @@ def distill_from(
     assistant: Distilled, ranking: Ranking, phase: Phase, config: DistillationConfig, workshop: Workshop
 ) -> Distilled:
     """A later phase of the schedule, from the weights and outputs of a trained ``assistant``."""
-    workshop.cache.mkdir(parents=True, exist_ok=True)
     with (
-        tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
+        _outputs_folder(workshop, phase.stage) as folder,
+        workshop.teacher(assistant.model, config, folder) as outputs,
     ):
         return _distil(assistant.model, outputs, ranking, phase, config, workshop)
+
+
+@contextlib.contextmanager
+def _outputs_folder(workshop: Workshop, stage: str) -> Iterator[Path]:
+    """Where an assistant's outputs lie until its student is trained. A resumed phase finds them again: made anew, in
+    other batches, they would differ in the last bits."""
+    if workshop.keeping is None:
+        workshop.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder:
+            yield Path(folder)
+        return
+    kept = workshop.keeping.within(f"outputs-{stage.replace(' ', '-')}")
+    yield kept.folder
+    kept.remove()
 
 
 def _distil(
@@ -279,6 +301,16 @@ def _run(
     sandwich = Sandwich(
         supernet, teacher, candidates, always=always, size=size, config=config, runtime=workshop.runtime
     )
+
+    def made_of() -> Made:
+        return {
+            **flatten({"settings": asdict(settings), "distillation": config.model_dump(mode="json")}),
+            "candidates": joblib.hash([list(candidates), list(always), size]),
+            "start": fingerprint(supernet.model),
+            "teacher": fingerprint(teacher.teacher),
+            "train": workshop.task.train.fingerprint,
+        }
+
     state = train(
         supernet.model,
         sandwich,
@@ -290,6 +322,7 @@ def _run(
         ledger=workshop.ledger,
         progress=workshop.progress,
         evaluate=evaluate,
+        states=workshop.states(stage, made_of),
     )
     workshop.curves[stage] = state.curve
     return state

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from importlib import metadata
 from pathlib import Path
 
 import joblib
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.losses import TeacherOutput
+from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
@@ -59,10 +61,12 @@ class TeacherCache:
         self._forwards = [layer.forward(layer.heads, layer.neurons) for layer in sliced_layers(teacher)]
         self._store: _Store | None = None
         self._progress = progress or Silent()
-        self._reads, self._read = 0, Cost()
+        self._reads, self._read = 0, Cost()  # those that were measured
         tokens = int(self._offsets[-1])
         needed = 2 * tokens * len(depths) * self._width + 4 * len(split) * classes
-        key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type])
+        versions = [metadata.version(name) for name in ("torch", "transformers")]
+        of_run = (runtime.precision, runtime.device.type, *versions)
+        key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, *of_run])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
         self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))
         self._name = f"{STAGE} {key[:8]}"  # in the ledger's decisions
@@ -74,7 +78,11 @@ class TeacherCache:
             )
         else:
             shape = (tokens, len(depths), self._width)
-            self._store = _Store(folder / key, shape, (len(split), classes))
+            decided = ledger.decisions.get(self._name, "")  # by a run that was stopped: the clock may say otherwise now
+            if not decided.startswith("recompute"):
+                self._store = _Store(folder / key, shape, (len(split), classes))
+            if decided:
+                self._reads = MEASURED_READS
 
     def __enter__(self) -> TeacherCache:
         return self
@@ -106,11 +114,11 @@ class TeacherCache:
                 hidden_states = torch.from_numpy(states).to(device).float() if self.depths else None
                 found = TeacherOutput(torch.from_numpy(logits).to(device), hidden_states)
                 _wait(device)
-            self._reads += 1
-            if self._reads <= MEASURED_READS:
+            if self._reads < MEASURED_READS:
+                self._reads += 1
                 self._read.add(Cost(seconds=took.seconds, tokens=batch.tokens))
-            if self._reads == MEASURED_READS:
-                self._decide()
+                if self._reads == MEASURED_READS:
+                    self._decide()
             return found
 
     def _decide(self) -> None:
@@ -170,14 +178,15 @@ class _Store:
     def __init__(self, folder: Path, hidden: tuple[int, int, int], logits: tuple[int, int]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._meta = folder / "cost.json"
-        self._hidden = _open(folder / "hidden.f16", np.float16, hidden)
-        self._logits = _open(folder / "logits.f32", np.float32, logits)
-        self.filled = _open(folder / "filled.u8", np.uint8, (logits[0],)).view(np.bool_)
-        self._spent = {"seconds": 0.0, "flops": 0.0, "tokens": 0}
-        if self._meta.exists():
-            self._spent = json.loads(self._meta.read_text())
-        else:
-            self.filled[:] = False  # rows whose cost is not known would be free: make them again
+        self._hidden, whole_hidden = _open(folder / "hidden.f16", np.float16, hidden)
+        self._logits, whole_logits = _open(folder / "logits.f32", np.float32, logits)
+        filled, whole = _open(folder / "filled.u8", np.uint8, (logits[0],))
+        self.filled = filled.view(np.bool_)
+        spent = _read_spent(self._meta)
+        self._spent = spent or {"seconds": 0.0, "flops": 0.0, "tokens": 0}
+        if not (whole_hidden and whole_logits and whole and spent):
+            # Rows of a file that was cut off, and rows whose cost is not known, which would be free: make them again.
+            self.filled[:] = False
 
     def write(
         self,
@@ -218,14 +227,28 @@ class _Store:
         return self._spent["seconds"] / tokens, self._spent["flops"] / tokens
 
     def close(self) -> None:
-        partial = self._meta.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(self._spent))
-        os.replace(partial, self._meta)
+        write_json(self._meta, self._spent)
 
 
-def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+def _read_spent(path: Path) -> dict[str, float] | None:
+    """None where it is not there, or damaged."""
+    try:
+        spent = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return spent if isinstance(spent, dict) and spent.keys() == {"seconds", "flops", "tokens"} else None
+
+
+def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+    """The array in a file, and whether it was there; a new one has its place on the disk: without it a full disk ends
+    the process by SIGBUS when a row is written, and not with an error now."""
     if 0 in shape:
-        return np.empty(shape, dtype)
+        return np.empty(shape, dtype), True
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    fits = path.exists() and path.stat().st_size == size
-    return np.memmap(path, dtype=dtype, mode="r+" if fits else "w+", shape=shape)
+    there = path.exists() and path.stat().st_size == size
+    if not there:
+        with path.open("ab") as file:  # in place: another process may have it open
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape), there
