@@ -13,26 +13,18 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
-from autodisc.config import (
-    CONFIG,
-    JOURNAL,
-    FinetuneConfig,
-    StudyConfig,
-    differences,
-    flatten,
-    read_config,
-    write_config,
-)
-from autodisc.costs import resume_ledger, save_ledger
+from autodisc.config import CONFIG, JOURNAL, FinetuneConfig, StudyConfig, differences, flatten, read_config
+from autodisc.costs import save_ledger
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
 from autodisc.errors import StudyError
+from autodisc.files import is_free
 from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, scorer, storage_of
 from autodisc.models.checkpoints import load, save_model
 from autodisc.progress import Progress
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting import dashboard
-from autodisc.reporting.records import latest, read_records
+from autodisc.resuming import LEDGER, Place, clear_records, is_teacher, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
 from autodisc.search.evaluation import Opened
@@ -40,6 +32,7 @@ from autodisc.search.scorers import Slices
 from autodisc.search.storage import open_study
 from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.workspace import (
+    RANKING_PAID,
     Workspace,
     disk_errors,
     open_workspace,
@@ -50,9 +43,17 @@ from autodisc.workspace import (
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
-LEDGER = "ledger.json"
 # Settings that may change between calls.
-FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs", "search.backend")
+FREE = (
+    "baseline",
+    "cache",
+    "runtime.threads",
+    "runtime.checkpoint_minutes",
+    "search.storage",
+    "search.jobs",
+    "search.backend",
+    "search.retries",
+)
 FREE_IN_BASELINE = (
     *FREE,
     "search.lam",
@@ -66,16 +67,26 @@ FREE_IN_BASELINE = (
 
 
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it."""
-    settings = config.teacher.finetune or FinetuneConfig()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it.
+
+    The same call again goes on where it stopped, or returns the result.
+    """
+    settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
     with disk_errors(out.parent):
+        done = made(out, "finetune", config, FREE)
+        if done is not None:
+            place.remove()
+            return done
+        if not place.exists() and not is_free(out):
+            raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
+        refuse_another(config, place.folder, FREE)
         space = open_workspace(config, progress=progress, finetune=True)
-        finetune_classifier(space.teacher, settings, space.workshop)
-        save_model(space.teacher, space.tokenizer, out)
-        result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
-        space.record(out, "finetune", None, result)
+        with place.claimed(space) as space:
+            finetune_classifier(space.teacher, settings, space.workshop)
+            clear_records(out)  # of a run that was stopped while it wrote one
+            save_model(space.teacher, space.tokenizer, out)
+            result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
+            space.record(out, "finetune", None, result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -84,36 +95,43 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
 
     Raises StudyError when ``out`` holds a study made with another configuration.
     """
+    place = Place.of(out)
     with disk_errors(out):
-        _refuse_another(config, out, FREE)
-        done = latest(read_records([out]), "search") if (out / "records").is_dir() else None
+        refuse_another(config, out, FREE)
+        done = made(out, "search")
         if done is not None:
-            return {**done.result, "cost": done.values["cost"]}
+            place.remove()
+            return done
         space = open_workspace(config, progress=progress)
+        place.refuse_changed(space)
         storage = storage_of(config, out)
-        resume_ledger(space.ledger, out / LEDGER)
-        if (out / RANKING).exists():
-            space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
-        space = _with_student(space, out)
-        study = open_study(
-            f"{config.name}-{config.task.name}",
-            storage,
-            seed=config.runtime.seed,
-            fingerprint={**_made_of(space), **_settings(config)},
-            metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
-        )
-        _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
-        _keep_ranking(space, out)
-        opened, latency = _opened(space, out), space.budgeted_latency
-        run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
-        save_ledger(space.ledger, out / LEDGER)
-        result = search_result(study, config.search, storage=storage)
-        if config.budget is not None:
-            result["student"] = {**asdict(space.extra["student"]), "budget": config.budget.model_dump(mode="json")}
-        teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
-        result["teacher"] = {"metric": teacher, **size(space.teacher)}
-        space.record(out, "search", "autodisc", result)
-        dashboard.publish(storage, study.study_name, result, config.search.lam)
+        with place.working(space) as space:
+            if (out / RANKING).exists():
+                space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
+            space = _with_student(space, out)
+            study = open_study(
+                f"{config.name}-{config.task.name}",
+                storage,
+                seed=config.runtime.seed,
+                fingerprint={**_made_of(space), **_settings(config)},
+                metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
+                say=space.workshop.progress.say,
+            )
+            place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
+            _keep_ranking(space, out)
+            opened, latency = _opened(space, out), space.budgeted_latency
+            run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
+            save_ledger(space.ledger, out / LEDGER)
+            result = search_result(study, config.search, storage=storage)
+            if config.budget is not None:
+                result["student"] = {
+                    **asdict(space.extra["student"]),
+                    "budget": config.budget.model_dump(mode="json"),
+                }
+            teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+            result["teacher"] = {"metric": teacher, **size(space.teacher)}
+            dashboard.publish(storage, study.study_name, result, config.search.lam)
+            space.record(out, "search", "autodisc", result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -124,10 +142,13 @@ def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> 
         return {"predicted": rehearsal.predict_search(space)}
 
 
-def distill(study: Path, *, config: StudyConfig | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def distill(
+    study: Path, *, config: StudyConfig | None = None, new: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
     """The fixed sandwich distillation from a finished search; ``config`` overrides the study's distillation settings.
 
-    Saves assistant and student under ``study/distilled-N``. Raises StudyError when nothing feasible was found.
+    Saves assistant and student under ``study/distilled-N``. The same call again goes on where it stopped, or returns
+    the result; with ``new`` it starts afresh beside it. Raises StudyError when nothing feasible was found.
     """
     finished = open_finished(study)
     config = finished.settled(config or finished.config)
@@ -138,35 +159,43 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
             "--recovery-steps or larger --sparsities, or distil without: autodisc baseline --strategy direct"
         )
     with disk_errors(study):
-        space = finished.open(config, progress=progress)
-        chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        start = finished.cut(space, chain[0])
-        made = distill_sandwich(space.teacher, start, space.ranking(), chain, config.distillation, space.workshop)
-        number = 1 + sum(1 for _ in study.glob("distilled-*"))
-        result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
-        result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
-        space.write_cards("distill", "autodisc", _distilled_cards(result))
-        space.record(study, "distill", "autodisc", result)
+        alike = None if new else finished.distilled_alike(config, FREE)
+        if alike is not None:
+            Place.of(study / Path(alike.result["student"]["path"]).parent.name).remove()
+            return {**alike.result, "cost": alike.values["cost"]}
+        place = finished.place_to_distil(config, FREE, new=new)
+        with place.claimed(finished.open(config, progress=progress)) as space:
+            chain = chain_from(space.candidates, chosen["sparsity"], space.student)
+            start = finished.cut(space, chain[0])
+            schedule = distill_sandwich(
+                space.teacher, start, space.ranking(), chain, config.distillation, space.workshop
+            )
+            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder)
+            result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in schedule.between]
+            space.write_cards("distill", "autodisc", _distilled_cards(result))
+            space.record(study, "distill", "autodisc", result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
 def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
+    place = Place.of(out / f"baseline-{strategy}")
     with disk_errors(out):
-        place = out / f"baseline-{strategy}"
-        _refuse_another(config, place, FREE_IN_BASELINE)
-        done = latest(read_records([out]), "baseline", strategy=strategy) if (out / "records").is_dir() else None
+        refuse_another(config, place.folder, FREE_IN_BASELINE)
+        done = made(out, "baseline", strategy=strategy)
         if done is not None:
-            return {**done.result, "cost": done.values["cost"]}
+            place.remove()
+            return done
         space = open_workspace(config, progress=progress)
-        resume_ledger(space.ledger, place / LEDGER)
-        _take_ranking(space, out)
-        space = _with_student(space, out)
-        _claim(config, place)
-        result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
-        if result["best"] is not None:
-            space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
-        space.record(out, "baseline", strategy, result)
+        place.refuse_changed(space)
+        with place.working(space) as space:
+            _take_ranking(space, out)
+            space = _with_student(space, out)
+            place.claim(config, space)
+            result = (_direct if strategy == "direct" else _maxidisc)(space, place.folder)
+            if result["best"] is not None:
+                space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
+            space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -180,38 +209,18 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
     """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
     results: dict[str, Any] = {}
     if config.teacher.finetune is not None:
-        made = out / "teacher"
-        if not (made / "config.json").exists():
-            results["finetune"] = finetune(config, made, progress=progress)
+        teacher = out / "teacher"
+        if not is_teacher(teacher):
+            results["finetune"] = finetune(config, teacher, progress=progress)
         config = config.model_copy(
-            update={"teacher": config.teacher.model_copy(update={"model": str(made), "finetune": None})}
+            update={"teacher": config.teacher.model_copy(update={"model": str(teacher), "finetune": None})}
         )
     results["search"] = search(config, out, progress=progress)
     if results["search"]["best"] is not None:
-        done = latest(read_records([out]), "distill")
-        results["distill"] = {**done.result, "cost": done.values["cost"]} if done else distill(out, progress=progress)
+        results["distill"] = distill(out, progress=progress)
     for strategy in config.baseline.strategies:
         results[strategy] = baseline(config, strategy, out, progress=progress)
     return results
-
-
-def _refuse_another(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
-    """Raise StudyError naming what differs, where ``out`` holds a study with another configuration."""
-    path = out / CONFIG
-    if path.exists():
-        changed = differences(read_config(path), config, ignore=free)
-        if changed:
-            raise StudyError(
-                f"{out}: holds a study with another configuration ({'; '.join(changed[:4])}). "
-                "Give another --out, or the same settings."
-            )
-
-
-def _claim(config: StudyConfig, out: Path) -> None:
-    """Make ``out`` this configuration's."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / CONFIG).exists():
-        write_config(config, out / CONFIG)
 
 
 def _made_of(space: Workspace) -> dict[str, Any]:
@@ -242,6 +251,7 @@ def _with_student(space: Workspace, out: Path) -> Workspace:
         with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
             uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)
             config.with_student(best.sparsity)  # a grid beyond it is refused before anything is written
+            space.workshop.book()
             student = run_students(name, storage, made_of, uses, budget)
     space.extra["student"] = student
     return replace(space, config=config.with_student(student.sparsity))
@@ -252,7 +262,7 @@ def _keep_ranking(space: Workspace, out: Path) -> None:
     if not (out / RANKING).exists():
         ranking = space.ranking()
         save_ledger(space.ledger, out / LEDGER)
-        write_ranking(out / RANKING, ranking, space.ledger.stages["importance"])
+        write_ranking(out / RANKING, ranking, space.extra["ranking_cost"])
 
 
 def _take_ranking(space: Workspace, out: Path) -> None:
@@ -262,8 +272,7 @@ def _take_ranking(space: Workspace, out: Path) -> None:
     free = (*FREE_IN_BASELINE, "name", "distillation", "search")
     if not differences(read_config(out / CONFIG), space.config, ignore=free):
         space.extra["ranking"], cost = read_ranking(out / RANKING)
-        if "importance" not in space.ledger.stages:  # a resumed run's ledger holds it
-            space.ledger.charge("importance", cost)
+        space.ledger.charge_once(RANKING_PAID, "importance", cost)
 
 
 def _opened(space: Workspace, out: Path) -> Opened:
@@ -287,8 +296,8 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
             distillation=config.distillation,
             workshop=workshop,
         )
+    save_ledger(space.ledger, out / LEDGER)  # first: what is there has been booked
     save_model(supernet.extract(nested[0]), None, out / SUPERNET)
-    save_ledger(space.ledger, out / LEDGER)
     return supernet
 
 
@@ -359,18 +368,16 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         seed=space.config.runtime.seed,
         fingerprint=_made_of(space),
         metric_name=f"student's {space.task.metric.name}",
+        say=space.workshop.progress.say,
     )
 
     def keep(assistant: Distilled, student: Distilled) -> None:
         _save(space, assistant, place / "assistant")
         _save(space, student, place / "student")
 
-    def settled() -> None:
-        save_ledger(space.ledger, place / LEDGER)
-
     work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
-    jobs, backend = space.config.search.jobs, space.config.search.backend
-    run_maxidisc(study, work, space.workshop, keep, settled, jobs=jobs, backend=backend)
+    search = space.config.search
+    run_maxidisc(study, work, space.workshop, keep, jobs=search.jobs, backend=search.backend, retries=search.retries)
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:

@@ -164,6 +164,11 @@ class SearchConfig(Section):
         description="Stop evaluating a candidate that is surely worse than the best. Off: what was stopped has no"
         " metric on all of validation, and `report --lam` cannot rank it.",
     )
+    retries: int = Field(
+        1,
+        ge=0,
+        description="Times that a failed trial is tried again; one that diverged would end the same, and is not.",
+    )
     jobs: int = Field(1, ge=1, description="Processes that run trials side by side and share the CPU threads out.")
     backend: Backend = Field("loky", description="Where the processes of `jobs` run.")
     storage: str | None = Field(
@@ -275,6 +280,12 @@ class RuntimeConfig(Section):
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+    checkpoint_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="Between two states of a training on disk, and always one at its end; 0: after every step. Writing"
+        " one takes about as long as saving the model four times.",
+    )
 
 
 class StudyConfig(Section):
@@ -410,9 +421,17 @@ def write_config(config: StudyConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out."""
-    left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
+def differences(ours: StudyConfig | dict[str, Any], theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out.
+
+    ``ours`` may be what a record holds: a setting that it lacks, of an earlier version, had its default.
+    """
+    right = flatten(theirs.model_dump(mode="json"))
+    if isinstance(ours, dict):
+        plain = StudyConfig(task=TaskConfig(name=""), teacher=TeacherConfig(model=""), student_sparsity=None)
+        left = {**flatten(plain.model_dump(mode="json")), **flatten(ours)}
+    else:
+        left = flatten(ours.model_dump(mode="json"))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

@@ -42,6 +42,12 @@ class Cost:
         self.flops += other.flops
         self.peak_mib = max(self.peak_mib, other.peak_mib)
 
+    def since(self, before: Cost) -> Cost:
+        """What came on top of ``before``."""
+        return Cost(
+            self.seconds - before.seconds, self.tokens - before.tokens, self.flops - before.flops, self.peak_mib
+        )
+
 
 @dataclass
 class _Rate:
@@ -109,6 +115,16 @@ class Ledger:
     def charge(self, name: str, cost: Cost) -> None:
         """Book work that was read from a cache at what it cost to make."""
         self.stages.setdefault(name, Cost()).add(cost)
+
+    def charge_once(self, key: str, name: str, cost: Cost) -> None:
+        """The same, where this run has not paid for ``key`` yet, however often it was stopped."""
+        if key not in self.paid:
+            self.pay(key)
+            self.charge(name, cost)
+
+    def pay(self, key: str) -> None:
+        """Note that what ``key`` stands for is booked."""
+        self.paid[key] = np.ones(1, dtype=bool)
 
     @contextlib.contextmanager
     def count(self, kind: Hashable, tokens: int) -> Iterator[None]:

@@ -63,11 +63,3 @@ def check_writable(folder: Path) -> None:
 
 def is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-
-
-def next_free(folder: Path) -> Path:
-    """``folder``, or where that holds something the first of ``folder-2``, ``folder-3`` and so on that does not."""
-    number, free = 2, folder
-    while not is_free(free):
-        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    return free

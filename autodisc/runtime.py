@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,11 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
     return Runtime(device, precision, torch.get_num_threads(), config.seed)
+
+
+def made_with() -> tuple[str, ...]:
+    """The versions that decide the bits of what is computed; of everything that is kept to be used again."""
+    return tuple(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
 
 
 def _device(name: str) -> torch.device:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import AutodiscError, ModelError
-from autodisc.files import write_json
+from autodisc.errors import AutodiscError, ModelError, StudyError
+from autodisc.files import check_writable, write_json
 from autodisc.models.checkpoints import fingerprint, load_model, load_model_config, load_tokenizer, resolve
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
@@ -30,11 +30,12 @@ from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_ca
 from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import write_card
 from autodisc.reporting.records import environment, write_record
-from autodisc.runtime import make_runtime, seeded
+from autodisc.runtime import made_with, make_runtime, seeded
 from autodisc.tasks.data import Split, Task, load_task
 from autodisc.tasks.metrics import decode
 
 SET_UP = "set-up"
+RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
 
 
@@ -72,14 +73,12 @@ class Workspace:
             self.teacher_fingerprint,
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
-            (runtime.seed, runtime.precision, runtime.device.type, runtime.threads),
+            (runtime.seed, runtime.precision, runtime.device.type, runtime.threads, *made_with()),
         ]
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
-        if path.exists():
-            ranking, cost = read_ranking(path)
-            if "importance" not in self.ledger.stages:  # a resumed run's ledger holds it
-                self.ledger.charge("importance", cost)
-        else:
+        found = cached_ranking(path)
+        if found is None:
+            before = replace(self.ledger.stages.get("importance", Cost()))  # of a run that was stopped at it
             ranking = rank_units(
                 self.teacher,
                 self.task,
@@ -88,7 +87,13 @@ class Workspace:
                 ledger=self.ledger,
                 progress=self.workshop.progress,
             )
-            write_ranking(path, ranking, self.ledger.stages["importance"])
+            cost = self.ledger.stages["importance"].since(before)
+            self.ledger.pay(RANKING_PAID)
+            write_ranking(path, ranking, cost)
+        else:
+            ranking, cost = found
+            self.ledger.charge_once(RANKING_PAID, "importance", cost)
+        self.extra["ranking_cost"] = cost
         self.extra["ranking"] = ranking
         return ranking
 
@@ -259,19 +264,33 @@ def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:
 
 
 def read_ranking(path: Path) -> tuple[Ranking, Cost]:
-    """The removal orders, and what it cost to find them."""
-    stored = json.loads(path.read_text())
-    heads, neurons = (tuple(tuple(unit) for unit in stored[kind]) for kind in ("heads", "neurons"))
-    return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
+    """The removal orders, and what it cost to find them; StudyError where the file is damaged."""
+    found = cached_ranking(path)
+    if found is None:
+        raise StudyError(
+            f"{path}: is damaged, and with it the order that the candidates are of; start afresh beside it with --new"
+        )
+    return found
+
+
+def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
+    """The same; none where it is not there, or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        heads, neurons = (tuple((int(a), int(b)) for a, b in stored[kind]) for kind in ("heads", "neurons"))
+        return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A full or read-only disk becomes one line that names the folder."""
+    """A full or read-only disk becomes one line that names the folder, before there is anything to lose if it can."""
     try:
+        check_writable(folder)
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
             raise
         raise AutodiscError(
             f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was finished is kept, "

@@ -30,6 +30,7 @@ ORDER = (
     "search",
     "reporting",
     "workspace",
+    "resuming",
     "benching",
     "finished",
     "prediction",

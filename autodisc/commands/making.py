@@ -19,9 +19,10 @@ from autodisc.commands.options import (
     STUDENT,
     TASK,
     TEACHER,
+    New,
     Out,
     Request,
-    check_folder,
+    place_of,
     takes,
 )
 from autodisc.commands.output import example, finish, print_json, print_scores, with_teachers
@@ -39,10 +40,13 @@ app = typer.Typer()
     )
 )
 @takes(*MODEL, *TASK, *LIMIT_TRAIN, *FINETUNING, *RUNTIME)
-def finetune(request: Request, out: Out) -> None:
-    """Make a teacher: fine-tune a pretrained encoder on the task, and keep the best epoch on validation."""
+def finetune(request: Request, out: Out, new: New = False) -> None:
+    """Make a teacher: fine-tune a pretrained encoder on the task, and keep the best epoch on validation.
+
+    The same command again goes on where it was stopped.
+    """
     config = request.config()
-    check_folder(out)
+    out = place_of(out, config, new=new)
     from autodisc import api
 
     finish(request, api.finetune(config, out, progress=request.progress()), print_scores)
@@ -58,6 +62,7 @@ def finetune(request: Request, out: Out) -> None:
 def search(
     request: Request,
     out: Out,
+    new: New = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Predict time, FLOPs, memory and disk; no study.")] = False,
 ) -> None:
     """Choose the teacher assistant in one study. The same command again goes on where it was stopped.
@@ -65,7 +70,7 @@ def search(
     With a budget the student is found first: the least sparse one that meets every part of it.
     """
     config = request.config()
-    check_folder(out)
+    out = place_of(out, config, new=new)
     from autodisc import api
     from autodisc.reporting.terminal import print_prediction, print_search
 
@@ -79,8 +84,12 @@ def search(
 def distill(
     request: Request,
     study: Annotated[Path, typer.Option("--study", metavar="DIR", help="The --out of a finished search.")],
+    new: New = False,
 ) -> None:
-    """Distil teacher, assistant, student, with the study's own settings where no option says otherwise."""
+    """Distil teacher, assistant, student, with the study's own settings where no option says otherwise.
+
+    The same command again goes on where it was stopped, or returns what it made.
+    """
     from autodisc.config import CONFIG
 
     if not (study / CONFIG).is_file():
@@ -89,7 +98,7 @@ def distill(
     from autodisc import api
     from autodisc.reporting.terminal import print_distill
 
-    finish(request, api.distill(study, config=config, progress=request.progress()), print_distill)
+    finish(request, api.distill(study, config=config, new=new, progress=request.progress()), print_distill)
 
 
 @app.command(
@@ -106,6 +115,7 @@ def baseline(
         str,
         typer.Option("--strategy", metavar="NAME", help="maxidisc (a student for every assistant) or direct (none)."),
     ],
+    new: New = False,
 ) -> None:
     """What the search is compared with, at the same budget: every assistant tried, or no assistant at all."""
     from typing import get_args
@@ -115,7 +125,7 @@ def baseline(
     if strategy not in get_args(Strategy):
         raise ConfigError(f"--strategy: got '{strategy}'; expected {' or '.join(get_args(Strategy))}")
     config = request.config()
-    check_folder(out)
+    out = place_of(out, config, new=new)
     from autodisc import api
     from autodisc.reporting.terminal import print_baseline
 
@@ -130,22 +140,22 @@ def run(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where the results are kept; runs/NAME unless given.")
     ] = None,
+    new: New = False,
 ) -> None:
     """All of a study: fine-tune where it says so, search, distil, run the baselines, write the report."""
-    _run(request, file, out)
+    _run(request, file, out, new)
 
 
 @app.command(epilog=example("autodisc demo"))
 @takes(*LIMIT_TRAIN, *SEARCH, *DISTILLATION, *RUNTIME, config_file=False)
-def demo(request: Request, out: Out = Path("runs/demo")) -> None:
+def demo(request: Request, out: Out = Path("runs/demo"), new: New = False) -> None:
     """The whole job on an embedded task, without network: which library is this docstring sentence from?"""
-    _run(request, DEMO, out)
+    _run(request, DEMO, out, new)
 
 
-def _run(request: Request, file: Path, out: Path | None) -> None:
+def _run(request: Request, file: Path, out: Path | None, new: bool) -> None:
     config = request.config(file)
-    out = out or Path("runs") / config.name
-    check_folder(out)
+    out = place_of(out or Path("runs") / config.name, config, new=new)
     from autodisc import api
     from autodisc.reporting.report import write_report
     from autodisc.reporting.terminal import print_summary

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,9 @@ _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 OUTPUT = "Output"
 Json = Annotated[bool, typer.Option("--json", help="One JSON object, the last line.", rich_help_panel=OUTPUT)]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results are kept.")]
+New = Annotated[
+    bool, typer.Option("--new", help="Start afresh in the next free folder beside it.", rich_help_panel=OUTPUT)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and warnings.", rich_help_panel=OUTPUT)]
 ConfigFile = Annotated[
@@ -233,6 +237,20 @@ def check_model(name: str) -> None:
 def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"--out: {out} is a file; give a folder")
+
+
+def place_of(out: Path, config: StudyConfig, *, new: bool) -> Path:
+    """Where the results go: ``out``, or with ``new`` a free folder beside it, which is said."""
+    check_folder(out)
+    if not new:
+        return out
+    if config.search.storage is not None:
+        raise ConfigError("--new: in search.storage a study goes by its name; give --out DIR and --set name=NAME")
+    from autodisc.resuming import next_free
+
+    free = next_free(out)
+    print(f"new: {free}", file=sys.stderr)
+    return free
 
 
 def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:

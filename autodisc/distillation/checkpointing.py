@@ -46,6 +46,11 @@ class Keeping:
     ledger: Path
     process: int = field(default_factory=os.getpid)  # whose ledger that is
 
+    @property
+    def booked(self) -> Path:
+        """Where this process books: in the command's ledger, or, one of several processes, beside its states."""
+        return self.ledger if os.getpid() == self.process else self.folder / self.ledger.name
+
     def within(self, name: str) -> Keeping:
         return replace(self, folder=self.folder / name)
 
@@ -165,12 +170,11 @@ def states(
     """Those of one stage of a command's unfinished work; ``made_of`` is asked for only where there is a folder."""
     if keeping is None:
         return States()
-    own = keeping.ledger if os.getpid() == keeping.process else keeping.folder / keeping.ledger.name
     return States(
         keeping.folder / f"{stage.replace(' ', '-')}.safetensors",
         made_of={**made_of(), "seed": runtime.seed, "precision": runtime.precision, "device": runtime.device.type},
         minutes=keeping.minutes,
-        book=lambda: save_ledger(ledger, own),
+        book=lambda: save_ledger(ledger, keeping.booked),
     )
 
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import joblib
 from transformers import PreTrainedModel
 
 from autodisc.config import DistillationConfig, RecoveryConfig, flatten
-from autodisc.costs import Ledger
+from autodisc.costs import Ledger, save_ledger
 from autodisc.distillation.checkpointing import Keeping, Made, States, states
 from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
@@ -56,6 +56,20 @@ class Workshop:
     def states(self, stage: str, made_of: Callable[[], Made]) -> States:
         """Those of a training of this run."""
         return states(self.keeping, stage, made_of, runtime=self.runtime, ledger=self.ledger)
+
+    def within(self, name: str) -> Workshop:
+        """The workshop of a part of this work: what it leaves unfinished has a folder of its own."""
+        return self if self.keeping is None else replace(self, keeping=self.keeping.within(name))
+
+    def forget(self, name: str) -> None:
+        """Remove what a part has left, which is done."""
+        if self.keeping is not None:
+            self.keeping.within(name).remove()
+
+    def book(self) -> None:
+        """Write down what was spent up to now: before anything that it was spent on counts as done."""
+        if self.keeping is not None:
+            save_ledger(self.ledger, self.keeping.booked)
 
     def metric(self, model: PreTrainedModel, candidate: Candidate) -> float:
         """The metric of ``model`` (active as, or cut to, ``candidate``) on validation."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from importlib import metadata
 from pathlib import Path
 
 import joblib
@@ -29,7 +28,7 @@ from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.layers import running, sliced_layers
-from autodisc.runtime import Runtime
+from autodisc.runtime import Runtime, made_with
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split
 
@@ -64,8 +63,7 @@ class TeacherCache:
         self._reads, self._read = 0, Cost()  # those that were measured
         tokens = int(self._offsets[-1])
         needed = 2 * tokens * len(depths) * self._width + 4 * len(split) * classes
-        versions = [metadata.version(name) for name in ("torch", "transformers")]
-        of_run = (runtime.precision, runtime.device.type, *versions)
+        of_run = (runtime.precision, runtime.device.type, *made_with())
         key = joblib.hash([fingerprint(teacher), split.fingerprint, depths, *of_run])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
         self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))

@@ -25,7 +25,17 @@ from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
 from autodisc.search.scorers import beside, let_go
 from autodisc.search.stopping import Judge, Standing, values_of
-from autodisc.search.storage import DONE, ERROR, ask, completed, enqueue_missing, tell, waiting
+from autodisc.search.storage import (
+    ERROR,
+    ask,
+    completed,
+    enqueue_failed,
+    enqueue_missing,
+    of_record,
+    reseed,
+    tell,
+    waiting,
+)
 from autodisc.search.students import Latency
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
 from autodisc.search.workers import apart, processes, spread
@@ -70,8 +80,13 @@ def run_study(
         bar.advance(min(completed(study), total) * _batches(workshop))
         while (done := completed(study)) < total and (waiting(study) or (sample and failures < total)):
             at_once = max(STARTUP - done, 1) if sample else total  # whatever the jobs: they change no choice
-            trials = ask(study, min(at_once, total - done), sample=sample)
-            asked = {trial.number: candidates[_suggest(trial, config, points)] for trial in trials}
+            trials: list[optuna.Trial] = []
+            asked: dict[int, Candidate] = {}
+            for _ in range(min(at_once, total - done)):
+                reseed(study, workshop.runtime.seed)
+                for trial in ask(study, 1, sample=sample):
+                    trials.append(trial)
+                    asked[trial.number] = candidates[_suggest(trial, config, points)]
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
                 found = _measure(
@@ -82,11 +97,13 @@ def run_study(
                     tell(study, trial, error)
                 raise
             let_go(opened)
+            workshop.book()  # before the trials that it paid for are told
             for trial in trials:
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(asked[trial.number]))
                 _settle(study, trial, found[asked[trial.number]], config)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
+            enqueue_failed(study, config.retries)
 
 
 def _measure(
@@ -154,11 +171,9 @@ def _standings(study: optuna.Study) -> Iterator[Standing]:
 def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) -> dict[str, Any]:
     """The study as plain numbers: the chosen trial (None when none is feasible) and every trial, by sparsity.
 
-    A trial that failed or was interrupted is left out where its point was measured after all.
+    A trial that was cut short is left out, and one that failed where its point was tried again.
     """
-    finished = [_row(t, config) for t in study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))]
-    measured = {row["sparsity"] for row in finished if row["state"] != "FAIL"}
-    rows = [row for row in finished if row["state"] != "FAIL" or row["sparsity"] not in measured]
+    rows = [_row(trial, config) for trial in of_record(study)]
     rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))
     done = [row for row in rows if row["state"] == "COMPLETE"]
     chosen = best([Score(*(row[name] for name in SCORE)) for row in done], config.lam, config.margin)

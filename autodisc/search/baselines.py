@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from optuna.trial import TrialState
 from transformers import PreTrainedModel
 
 from autodisc.config import DistillationConfig
+from autodisc.costs import Cost, resume_ledger
 from autodisc.distillation.schedule import (
     ASSISTANT_PHASE,
     Distilled,
@@ -26,10 +28,11 @@ from autodisc.distillation.schedule import (
 )
 from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
+from autodisc.files import write_json
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import extract
 from autodisc.search.backends import LOCAL
-from autodisc.search.storage import ask, completed, enqueue_missing, tell
+from autodisc.search.storage import ask, completed, enqueue_failed, enqueue_missing, of_record, tell, waiting
 from autodisc.search.workers import Sendable, processes, spread
 from autodisc.tasks.batches import batches
 
@@ -45,12 +48,46 @@ class MultiTrial(Sendable):
     config: DistillationConfig
 
     def __call__(self, workshop: Workshop, sparsity: float) -> Pair:
-        before = workshop.ledger.total
+        workshop = workshop.within(_name(sparsity))
+        before = _began(workshop, _name(sparsity))
         chain = chain_from(self.candidates, sparsity, self.student)
         start = extract(self.teacher, self.ranking, chain[0])
         made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
         after = workshop.ledger.total
         return Pair(made.assistant, made.student, after.seconds - before.seconds, after.flops - before.flops)
+
+
+def _name(sparsity: float) -> str:
+    return f"trial-{sparsity:g}"
+
+
+def _began(workshop: Workshop, name: str) -> Cost:
+    """What had been spent when the trial began; where it was stopped, this is kept beside its states.
+
+    In a process of its own a trial has a ledger of its own, kept there too until the parent has taken it over, which
+    ``paid`` says.
+    """
+    keeping, ledger = workshop.keeping, workshop.ledger
+    if keeping is None:
+        return ledger.total
+    parents, apart = keeping.ledger, keeping.folder / keeping.ledger.name
+    if keeping.booked != parents:
+        if name not in ledger.paid:
+            resume_ledger(ledger, apart)
+        return Cost()
+    began = keeping.folder / "began.json"
+    if apart.exists():  # of a run with more processes
+        before = ledger.total
+        if name not in ledger.paid:
+            resume_ledger(ledger, apart)
+            ledger.pay(name)
+        workshop.book()
+        write_json(began, vars(before))
+        apart.unlink()
+    elif not began.exists():
+        workshop.book()
+        write_json(began, vars(ledger.total))
+    return Cost(**json.loads(began.read_text()))
 
 
 @dataclass(frozen=True)
@@ -68,14 +105,14 @@ def run_maxidisc(
     work: MultiTrial,
     workshop: Workshop,
     keep: Callable[[Distilled, Distilled], None],
-    settled: Callable[[], None],
     *,
     jobs: int = 1,
     backend: str = LOCAL,
+    retries: int = 0,
 ) -> None:
     """Distil an assistant and a student for every candidate, ``jobs`` trials at a time.
 
-    ``keep`` gets each pair that beats those before it; ``settled`` is called after each trial.
+    ``keep`` gets each pair that beats those before it. What fails is tried ``retries`` times again.
     """
     points = sorted(work.candidates)
     enqueue_missing(study, [{"sparsity": s} for s in points])
@@ -92,26 +129,30 @@ def run_maxidisc(
         bar.advance(completed(study))
         if jobs > 1 or backend != LOCAL:
             fill_cache(work, workshop)
-            outcomes = spread(work, asked(), jobs, workshop, backend=backend)
-        else:
-            outcomes = _one_by_one(work, asked(), workshop)
-        for sparsity, outcome in outcomes:
-            trial = trials[sparsity]
-            if isinstance(outcome, Pair):
-                trial.set_user_attr("assistant_metric", outcome.assistant.metric)
-                trial.set_user_attr("seconds", outcome.seconds)
-                trial.set_user_attr("flops", outcome.flops)
-                others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-                own = (outcome.student.metric, sparsity)
-                if all(own > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
-                    keep(outcome.assistant, outcome.student)
-                tell(study, trial, outcome.student.metric)
+        while waiting(study):
+            if jobs > 1 or backend != LOCAL:
+                outcomes = spread(work, asked(), jobs, workshop, backend=backend)
             else:
-                tell(study, trial, outcome)
-                if not isinstance(outcome, TrainingError):
+                outcomes = _one_by_one(work, asked(), workshop)
+            for sparsity, outcome in outcomes:
+                trial, name = trials[sparsity], _name(sparsity)
+                if isinstance(outcome, Pair):
+                    trial.set_user_attr("assistant_metric", outcome.assistant.metric)
+                    trial.set_user_attr("seconds", outcome.seconds)
+                    trial.set_user_attr("flops", outcome.flops)
+                    others = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+                    own = (outcome.student.metric, sparsity)
+                    if all(own > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
+                        keep(outcome.assistant, outcome.student)
+                workshop.ledger.pay(name)
+                workshop.book()  # before it is told: what a trial that is told has spent has been booked
+                if not isinstance(outcome, (Pair, TrainingError)):
+                    tell(study, trial, outcome)
                     raise outcome
-            settled()
-            bar.advance(int(isinstance(outcome, Pair)))
+                tell(study, trial, outcome.student.metric if isinstance(outcome, Pair) else outcome)
+                workshop.forget(name)
+                bar.advance(int(isinstance(outcome, Pair)))
+            enqueue_failed(study, retries)
 
 
 def _one_by_one(
@@ -172,7 +213,6 @@ def chain_from(candidates: Mapping[float, Candidate], sparsity: float, student: 
 
 def baseline_result(study: optuna.Study, *, storage: str) -> dict[str, Any]:
     """The study as plain numbers: the best trial by the student's validation metric, and every trial."""
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.FAIL))
     rows = [
         {
             "number": trial.number,
@@ -183,7 +223,7 @@ def baseline_result(study: optuna.Study, *, storage: str) -> dict[str, Any]:
             "seconds": trial.user_attrs.get("seconds"),
             "flops": trial.user_attrs.get("flops"),
         }
-        for trial in trials
+        for trial in of_record(study)
     ]
     rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))
     done = [row for row in rows if row["state"] == "COMPLETE"]

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from autodisc.errors import StudyError
+from autodisc.errors import DivergedError, StudyError
+from autodisc.search.patience import open_database
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
+Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(storage: str) -> optuna.storages.BaseStorage:
+def open_storage(storage: str, *, say: Say = lambda text: None) -> optuna.storages.BaseStorage:
     """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had."""
     try:
         if storage.endswith(".log"):
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(storage))
-        return optuna.storages.get_storage(storage)
+        return open_database(storage, say)
     except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
         reason = " ".join(str(error).split())[:160]
         raise StudyError(
@@ -33,15 +37,19 @@ def open_storage(storage: str) -> optuna.storages.BaseStorage:
         ) from error
 
 
-def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any], metric_name: str) -> optuna.Study:
-    """Create a study, or go on with it; raises StudyError when it was made with another configuration.
-
-    The TPE sampler's seed advances with the finished trials: a sampler made again from the same seed would
-    repeat its first points.
-    """
+def open_study(
+    name: str,
+    storage: str,
+    *,
+    seed: int,
+    fingerprint: dict[str, Any],
+    metric_name: str,
+    say: Say = lambda text: None,
+) -> optuna.Study:
+    """Create a study, or go on with it; raises StudyError when it was made with another configuration."""
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        opened = open_storage(storage)
+        opened = open_storage(storage, say=say)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
         if recorded is None:
@@ -55,25 +63,50 @@ def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any
                 " or another name: --set name=NAME."
             )
         close_stale(study)
-        finished = sum(t.state.is_finished() for t in study.trials)
-        study.sampler = optuna.samplers.TPESampler(seed=seed + finished)
+        reseed(study, seed)
     return study
+
+
+def reseed(study: optuna.Study, seed: int) -> None:
+    """Give the next trial a sampler of its own, by the seed and the trials before it.
+
+    One sampler for all of them would repeat its first points when a study goes on; so a study that was stopped visits
+    what one that was not does. Trials that were cut short do not count: their points are queued again.
+    """
+    before = study.get_trials(deepcopy=False)
+    place = sum(
+        t.state is not TrialState.WAITING and (t.state is not TrialState.FAIL or ERROR in t.user_attrs) for t in before
+    )
+    own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(seed=own)
 
 
 def close_stale(study: optuna.Study) -> None:
     """Fail trials that a killed process left running, and queue their points again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+        if point := _point(trial):
+            study.enqueue_trial(point)
+
+
+def enqueue_failed(study: optuna.Study, retries: int) -> None:
+    """Queue again what failed, up to so many times a point; not what would end the same."""
+    trials = study.get_trials(deepcopy=False)
+    others = [_point(t) for t in trials if t.state is not TrialState.FAIL]
+    failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+    for point in {tuple(_point(t).items()): _point(t) for t in failed}.values():
+        tries = [t for t in failed if _point(t) == point]
+        if point not in others and len(tries) <= retries and not any(DIVERGED in t.user_attrs for t in tries):
+            study.enqueue_trial(point)
+
+
+def _point(trial: FrozenTrial) -> dict[str, float]:
+    return trial.params or trial.system_attrs.get("fixed_params", {})
 
 
 def enqueue_missing(study: optuna.Study, points: list[dict[str, float]]) -> None:
     """Queue the points that no finished or waiting trial has: a grid without Optuna's own, which skips failures."""
-    taken = [
-        trial.params or trial.system_attrs.get("fixed_params", {})
-        for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))
-    ]
+    taken = [_point(trial) for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))]
     for point in points:
         if point not in taken:
             study.enqueue_trial(point)
@@ -93,6 +126,8 @@ def tell(study: optuna.Study, trial: optuna.Trial, outcome: float | Exception | 
             study.tell(trial, state=TrialState.PRUNED)
         elif isinstance(outcome, Exception):
             trial.set_user_attr(ERROR, " ".join(str(outcome).split()))
+            if isinstance(outcome, DivergedError):
+                trial.set_user_attr(DIVERGED, True)
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, outcome)
@@ -101,6 +136,15 @@ def tell(study: optuna.Study, trial: optuna.Trial, outcome: float | Exception | 
 def completed(study: optuna.Study) -> int:
     """Trials that need not be run again, those that were stopped early included."""
     return len(study.get_trials(deepcopy=False, states=DONE))
+
+
+def of_record(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that a result tells of: those that are done, and the last failure of each point that is not."""
+    trials = study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))
+    done = [t for t in trials if t.state in DONE]
+    measured = [_point(t) for t in done]
+    failed = {tuple(_point(t).items()): t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs}
+    return [*done, *(t for t in failed.values() if _point(t) not in measured)]
 
 
 def waiting(study: optuna.Study) -> int:

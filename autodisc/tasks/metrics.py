@@ -19,7 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from autodisc.config import MetricName
-from autodisc.errors import TrainingError
+from autodisc.errors import DivergedError
 
 Kind = Literal["classification", "regression"]
 CORRELATIONS = ("pearson", "spearman", "pearson_spearman")
@@ -143,7 +143,7 @@ def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 def _check_finite(values: np.ndarray, what: str) -> None:
     bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if bad:
-        raise TrainingError(
+        raise DivergedError(
             f"{what}: {bad} of {np.size(values)} are not finite; the model has diverged, try a lower learning rate"
         )
 
