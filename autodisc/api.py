@@ -62,6 +62,7 @@ FREE = (
     "runtime.checkpoint_minutes",
     "search.storage",
     "search.jobs",
+    "search.backend",
     "search.retries",
 )
 FREE_IN_BASELINE = (
@@ -423,7 +424,16 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation, space.student_model
     )
     search = space.config.search
-    run_maxidisc(study, work, space.workshop, keep, jobs=search.jobs, retries=search.retries, watch=live)
+    run_maxidisc(
+        study,
+        work,
+        space.workshop,
+        keep,
+        jobs=search.jobs,
+        backend=search.backend,
+        retries=search.retries,
+        watch=live,
+    )
     live.refresh()
     result = baseline_result(study, storage=storage)
     best = result["best"]

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
 
 from autodisc.errors import ConfigError
 from autodisc.files import write_text
+from autodisc.urls import public
 
 Kind = Literal["classification", "regression", "tokens", "causal-lm"]
 MetricName = Literal[
@@ -63,6 +67,22 @@ _PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 
 
+def check_name(value: str) -> str:
+    """``value``, which names a folder or a part of one; raises ValueError where it could lead out of it."""
+    if value in ("", ".", "..") or not value.isprintable() or "/" in value or "\\" in value:
+        raise ValueError(f"got {value!r}; expected a name without / and \\, since folders are named after it")
+    return value
+
+
+def _backend(value: str) -> str:
+    if not re.fullmatch(r"loky|ray|dask://[^\s/@]+:\d+", value):
+        raise ValueError(f"got {value!r}; expected loky (processes here), dask://HOST:PORT or ray")
+    return value
+
+
+Backend = Annotated[str, AfterValidator(_backend)]  # of joblib
+
+
 class TaskConfig(Section):
     """What is learned."""
 
@@ -89,6 +109,8 @@ class TaskConfig(Section):
         lt=0.5,
         description="Part of train for the final figure where test has no labels; set aside first.",
     )
+
+    _name = field_validator("name")(check_name)
 
 
 class FinetuneConfig(Section):
@@ -170,7 +192,12 @@ class SearchConfig(Section):
         description="Times that a failed trial is tried again; one that diverged would end the same, and is not.",
     )
     jobs: int = Field(1, ge=1, description="Processes that run trials side by side and share the CPU threads out.")
-    storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
+    backend: Backend = Field("loky", description="Where the processes of `jobs` run.")
+    storage: str | None = Field(
+        None,
+        description="Optuna storage URL, or a journal's path; none: a journal in the study's folder. Given, trials are"
+        " taken one at a time, so that `autodisc worker` may take others.",
+    )
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
@@ -195,6 +222,11 @@ class SearchConfig(Section):
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low: got {self.low}, above high = {self.high}")
         return self
+
+    @field_serializer("storage")
+    def _without_password(self, value: str | None) -> str | None:
+        """What is written of these settings, wherever, has no secret."""
+        return None if value is None else public(value)
 
     @field_validator("sparsities")
     @classmethod
@@ -313,6 +345,8 @@ class StudyConfig(Section):
     cache: CacheConfig = CacheConfig()
     runtime: RuntimeConfig = RuntimeConfig()
     reporting: ReportingConfig = ReportingConfig()
+
+    _name = field_validator("name")(check_name)
 
     @field_validator("student_sparsity")
     @classmethod

@@ -15,11 +15,13 @@ ROOT = Path(autodisc.__file__).parent
 # A stage imports from those before it; workspace and api stand between the stages and the commands.
 ORDER = (
     "errors",
+    "urls",
     "files",
     "interrupts",
     "config",
     "costs",
     "progress",
+    "leases",
     "runtime",
     "tasks",
     "models",
@@ -57,6 +59,9 @@ DOORS = {
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models", "distillation"},
     "onnxruntime": {"models"},
+    "filelock": {"leases"},
+    "distributed": {"search"},
+    "ray": {"search"},
 }
 
 

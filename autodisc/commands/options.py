@@ -105,7 +105,8 @@ GRID = _panel(
         "What ranks units: first-order, or fisher (scorer pruned's).",
     ),
     ("--importance-rounds", "search.importance.rounds", "N", "Of first-order; 1 is the paper's, 4 unless given."),
-    ("--jobs", "search.jobs", "N", "Processes that run trials side by side and share the CPU threads."),
+    ("--workers", "search.jobs", "N", "Processes that run trials side by side: a GPU each, or a share of the threads."),
+    ("--backend", "search.backend", "NAME", "Where they run: loky (here), dask://HOST:PORT or ray."),
 )
 SEARCH = GRID + _panel(
     "Search",
@@ -113,7 +114,7 @@ SEARCH = GRID + _panel(
     ("--scorer", "search.scorer", "NAME", "recovered (one shared recovery) or pruned (no training at all)."),
     ("--recovery-steps", "search.recovery.steps", "N", "Steps of the shared recovery."),
     ("--trials", "search.trials", "N", "Number of trials; every point once unless given."),
-    ("--storage", "search.storage", "URL", "Optuna storage; a journal in --out unless given."),
+    ("--storage", "search.storage", "URL", "Optuna storage that `worker` can join; a journal in --out unless given."),
 )
 DISTILLATION = _panel(
     "Training",

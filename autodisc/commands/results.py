@@ -49,11 +49,17 @@ def report(
         print(f"report: {page_of(out)}")
 
 
-@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --jobs 2"))
+@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --workers 2"))
 def compare(
     file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks, seeds, students and strategies.")],
     out: Out,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes, a cell each.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes, a cell each.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="Where they run: loky (here), dask://HOST:PORT, ray."),
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Of what is there; nothing is run.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -71,7 +77,8 @@ def compare(
             check_inputs(study)
         from autodisc.comparison.running import run as compute
 
-        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet, json=json_))
+        progress = terminal_progress(quiet=quiet, json=json_)
+        compute(config, out, jobs=workers, backend=backend, progress=progress)
     result = write(config, out)
     if json_:
         print_json(result)

@@ -53,6 +53,8 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
+# A layout is of a family that transformers has the code of; what a folder brings along is never run, nor asked about.
+SAFE = {"trust_remote_code": False}
 
 
 def load_model(
@@ -89,7 +91,7 @@ def load_model(
             if num_labels == 1:
                 config.problem_type = "regression"
         loaded: Any = plain_class(config.model_type, head).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
+            name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True
         )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
@@ -120,7 +122,7 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
     name = resolve(name)
     with _explained(name):
-        return AutoConfig.from_pretrained(name)
+        return AutoConfig.from_pretrained(name, **SAFE)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -128,7 +130,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     name = resolve(name)
     with _quiet(), _explained(name):
         verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **SAFE)
 
 
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:

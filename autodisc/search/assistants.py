@@ -21,6 +21,7 @@ from autodisc.errors import TrainingError
 from autodisc.models.inference import evaluation_batch
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
+from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
 from autodisc.search.scorers import beside, let_go
 from autodisc.search.stopping import Judge, Standing, values_of
@@ -76,7 +77,7 @@ def run_study(
     if not sample:
         total = min(total, len(points))
         enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
-    jobs = processes(config.jobs, workshop)
+    jobs = processes(config.jobs, workshop, backend=config.backend)
     failures = 0
     with workshop.progress.stage(STAGE, total * _batches(workshop)) as bar:
         bar.advance(min(completed(study), total) * _batches(workshop))
@@ -91,7 +92,9 @@ def run_study(
                     asked[trial.number] = candidates[_suggest(trial, config, points)]
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
-                found = _measure(opened, list(dict.fromkeys(asked.values())), judge, jobs, workshop, bar)
+                found = _measure(
+                    opened, list(dict.fromkeys(asked.values())), judge, jobs, config.backend, workshop, bar
+                )
             except Exception as error:
                 for trial in trials:
                     tell(study, trial, error)
@@ -112,16 +115,17 @@ def _measure(
     candidates: Sequence[Candidate],
     judge: Judge | None,
     jobs: int,
+    backend: str,
     workshop: Workshop,
     bar: Bar,
 ) -> dict[Candidate, Outcome]:
     """Every candidate in one pass, or, with several processes, in one pass of each process."""
-    if jobs == 1 or len(candidates) == 1:
+    if (jobs == 1 and backend == LOCAL) or len(candidates) == 1:
         with workshop.ledger.stage(STAGE):
             return dict(zip(candidates, evaluate(opened, candidates, workshop, judge=judge, bar=bar), strict=True))
     found: dict[Candidate, Outcome] = {}
     parts = [tuple(candidates[number::jobs]) for number in range(min(jobs, len(candidates)))]
-    for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop):
+    for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop, backend=backend):
         if isinstance(outcome, Exception) and not isinstance(outcome, TrainingError):
             raise outcome
         each = [outcome] * len(part) if isinstance(outcome, TrainingError) else outcome

@@ -33,6 +33,7 @@ from autodisc.files import write_json
 from autodisc.models.inference import forward_macs
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import extract
+from autodisc.search.backends import LOCAL
 from autodisc.search.storage import ask, completed, enqueue_failed, enqueue_missing, of_record, tell, waiting
 from autodisc.search.watching import Unwatched, Watch
 from autodisc.search.workers import Sendable, processes, spread
@@ -111,6 +112,7 @@ def run_maxidisc(
     keep: Callable[[Distilled, Distilled], None],
     *,
     jobs: int = 1,
+    backend: str = LOCAL,
     retries: int = 0,
     watch: Watch | None = None,
 ) -> None:
@@ -129,13 +131,16 @@ def run_maxidisc(
             trials[sparsity] = found[0]
             yield sparsity
 
-    jobs = processes(jobs, workshop)
+    jobs = processes(jobs, workshop, backend=backend)
     with workshop.progress.stage("maxidisc trials", len(points)) as bar:
         bar.advance(completed(study))
-        if jobs > 1:
+        if jobs > 1 or backend != LOCAL:
             fill_cache(work, workshop)
         while waiting(study):
-            outcomes = spread(work, asked(), jobs, workshop) if jobs > 1 else _one_by_one(work, asked(), workshop)
+            if jobs > 1 or backend != LOCAL:
+                outcomes = spread(work, asked(), jobs, workshop, backend=backend)
+            else:
+                outcomes = _one_by_one(work, asked(), workshop)
             for sparsity, outcome in outcomes:
                 trial, name = trials[sparsity], _name(sparsity)
                 if isinstance(outcome, Pair):
