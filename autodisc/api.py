@@ -47,6 +47,7 @@ from autodisc.workspace import (
     disk_errors,
     open_workspace,
     read_ranking,
+    refuse_here,
     size,
     write_ranking,
 )
@@ -82,6 +83,7 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
 
     The same call again goes on where it stopped, or returns the result.
     """
+    refuse_here(out)
     settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
     with disk_errors(out.parent):
         done = made(out, "finetune", config, FREE)
