@@ -317,7 +317,7 @@ def _recovered(space: Workspace, out: Path) -> Supernet:
             distillation=config.distillation,
             workshop=workshop,
         )
-    save_ledger(space.ledger, out / LEDGER)  # first: what is there has been booked
+    workshop.book()  # first: what is there has been booked
     save_model(supernet.extract(nested[0]), None, out / SUPERNET)
     return supernet
 
