@@ -8,8 +8,10 @@ model, and fails. Folders of format 1, before there were digests, open unverifie
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -89,9 +91,11 @@ def load_model(
             config.num_labels = num_labels
             if num_labels == 1:
                 config.problem_type = "regression"
-        loaded: Any = plain_class(config.model_type, head).from_pretrained(
-            where, config=config, dtype=torch.float32, output_loading_info=True, **of_gguf
-        )
+        hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
+        with hidden:  # a bar of its own, which nothing else switches off
+            loaded: Any = plain_class(config.model_type, head).from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True, **of_gguf
+            )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
@@ -102,8 +106,8 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = model.eval()
-    return opened
+    opened: PreTrainedModel = _dequantised(model, head) if of_gguf else model
+    return opened.eval()
 
 
 def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
@@ -234,6 +238,16 @@ def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, str]]:
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"{name}: the package gguf reads such a file; pip install 'autodisc[gguf]'")
     return path.parent, {"gguf_file": path.name}
+
+
+def _dequantised(model: PreTrainedModel, head: Head) -> PreTrainedModel:
+    """The same weights in a model that transformers does not take for a quantised one, which it would not save."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    made = unfilled(config, head)
+    made.load_state_dict(model.state_dict(), strict=True)
+    return made
 
 
 @contextlib.contextmanager
