@@ -248,7 +248,7 @@ def check_inputs(config: StudyConfig) -> None:
 def check_model(name: str, field: str = "teacher.model") -> None:
     """A folder that is not there is refused; anything else may be a name on the hub."""
     folder = Path(name)
-    if not name.startswith("package:") and not folder.is_dir():
+    if not name.startswith("package:") and not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
         if folder.exists():
             raise ModelError(f"{field}: {name} is a file; expected a folder that holds config.json")
         inside = len(folder.parts) == 2 and folder.parent.is_dir()  # else OWNER/NAME on the hub
