@@ -33,6 +33,8 @@ ORDER = (
     "resuming",
     "benching",
     "finished",
+    "preparing",
+    "working",
     "prediction",
     "rehearsal",
     "api",
@@ -56,7 +58,7 @@ DOORS = {
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models", "distillation"},
     "onnxruntime": {"models"},
-    "filelock": {"leases"},
+    "filelock": {"leases", "search"},
     "distributed": {"search"},
     "ray": {"search"},
 }

@@ -14,12 +14,13 @@ import optuna_dashboard  # type: ignore[import-untyped]
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autodisc.errors import StudyError
+from autodisc.errors import StudyError, one_line
 from autodisc.reporting import units
 from autodisc.reporting.figure_data import TradeoffData, tradeoff_data
 from autodisc.reporting.figures import tradeoff_figure
 from autodisc.reporting.rows import Choice
 from autodisc.reporting.summary import recorded_choice, trial_rows
+from autodisc.urls import public, redacted, with_password
 
 FIGURE_ID = "autodisc-tradeoff"
 LOOPBACK = "127.0.0.1"
@@ -32,11 +33,12 @@ def open_storage(storage: str) -> BaseStorage:
             raise StudyError(f"storage: {storage} does not exist; expected the journal of a search")
         return JournalStorage(JournalFileBackend(storage))
     try:
-        return optuna.storages.get_storage(storage)
+        return optuna.storages.get_storage(with_password(storage))
     except Exception as error:  # whatever the URL's driver raises: it is the user's URL
-        reason = str(error).splitlines()[0]
+        reason = redacted(one_line(error), storage)
         raise StudyError(
-            f"storage: {storage} cannot be opened ({reason}); expected a journal ending in .log, or an Optuna URL"
+            f"storage: {public(storage)} cannot be opened ({reason}); expected a journal ending in .log, or an Optuna"
+            " URL"
         ) from None
 
 
@@ -45,7 +47,7 @@ def publish(storage: str, study_name: str, search_result: dict[str, Any], lam: f
     try:
         study = optuna.load_study(study_name=study_name, storage=open_storage(storage))
     except KeyError:
-        raise StudyError(f"study: {storage} holds no study named {study_name!r}") from None
+        raise StudyError(f"study: {public(storage)} holds no study named {study_name!r}") from None
     choice = recorded_choice(search_result, lam)
     trials = trial_rows(search_result, lam=lam)
     data = tradeoff_data(trials, lam=lam, metric_name="metric", shown=choice, recorded=choice)
