@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings
 from autodisc.progress import Bar
-from autodisc.runtime import Runtime
+from autodisc.runtime import Runtime, free_memory, is_out_of_memory
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
@@ -71,9 +71,18 @@ def predict(
 def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
 ) -> np.ndarray:
-    """Logits (B, V), fp32, of a batch that lies on the device; booked to ``ledger``."""
-    with torch.inference_mode(), runtime.autocast():
-        output = model(**batch.inputs).logits.float().cpu().numpy()  # (B, V)
+    """Logits (B, V), fp32, of a batch on the device, run in halves where memory is short; booked to ``ledger``."""
+    try:
+        with torch.inference_mode(), runtime.autocast():
+            output = model(**batch.inputs).logits.float().cpu().numpy()  # (B, V)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+        output = None
+    if output is None:  # out here nothing holds what was too large any more
+        free_memory()
+        parts = [forward(model, half, runtime=runtime, ledger=ledger, kind=kind) for half in batch.split(2)]
+        return np.concatenate(parts)
     if ledger is not None:
         ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
     return output

@@ -222,7 +222,7 @@ def _standings(study: optuna.Study) -> Iterator[Standing]:
 def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) -> dict[str, Any]:
     """The study as plain numbers: the chosen trial (None when none is feasible) and every trial, by sparsity.
 
-    A trial that was cut short is left out, and one that failed where its point was tried again.
+    A trial that failed or was cut short is left out where its point was tried again.
     """
     rows = [_row(trial, config) for trial in of_record(study)]
     rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))

@@ -160,11 +160,13 @@ def completed(study: optuna.Study) -> int:
 
 
 def of_record(study: optuna.Study) -> list[FrozenTrial]:
-    """The trials that a result tells of: those that are done, and the last failure of each point that is not."""
+    """The trials that a result tells of: those that are done, and of each point that is not the last that failed, or
+    was cut short where none failed."""
     trials = study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))
     done = [t for t in trials if t.state in DONE]
     measured = [_point(t) for t in done]
-    failed = {tuple(_point(t).items()): t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs}
+    cut_short_first = sorted((t for t in trials if t.state is TrialState.FAIL), key=lambda t: ERROR in t.user_attrs)
+    failed = {tuple(_point(t).items()): t for t in cut_short_first}
     return [*done, *(t for t in failed.values() if _point(t) not in measured)]
 
 

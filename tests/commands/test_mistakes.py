@@ -101,9 +101,9 @@ MISTAKES = [
     ("predict --model teachers/mrpc --file none.csv --out labelled.csv", ["none.csv"]),
     ("candidates --study runs/bad", ["runs/bad"]),
     ("export --study runs/bad --out exports/bad", ["runs/bad"]),
-    ("compare none.yaml", ["none.yaml"]),
+    ("compare none.yaml --out runs/bad", ["none.yaml"]),
     ("search --teacher", ["--teacher"]),
-    ("search extra words", ["extra"]),
+    (f"{SEARCH} extra", ["extra"]),
 ]
 
 
