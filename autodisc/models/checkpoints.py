@@ -94,10 +94,10 @@ def load_model(
             if num_labels == 1:
                 config.problem_type = "regression"
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
-        safely = {} if of_gguf else {"use_safetensors": True}
+        how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
             loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, **of_gguf, **safely
+                where, config=config, dtype=torch.float32, output_loading_info=True, **how
             )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
