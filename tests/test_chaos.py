@@ -169,7 +169,8 @@ def assert_same(out: Path, whole: Path, kills: int) -> None:
     for key, cost in once.items():
         for name in ("tokens", "flops"):  # the rates of FLOPs are measured on the first batches after a kill again
             assert 0.97 * cost[name] <= here[key][name] <= 1.03 * (kills + 1) * cost[name], (key, name)
-        assert here[key]["tokens"] >= cost["tokens"], key
+        if key[1] != "teacher outputs":  # rows that the killed run had made are charged without their padding
+            assert here[key]["tokens"] >= cost["tokens"], key
     left = [path for path in out.rglob("*") if "unfinished" in path.name or path.name.endswith((".partial", ".former"))]
     assert not left
 
