@@ -7,8 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from autodisc.costs import Ledger
-from autodisc.models.inference import predict
-from autodisc.models.layouts import LAYOUTS, blocks
+from autodisc.models.layouts import blocks, uncached
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.pruning.refit import RIDGE, refit
 from autodisc.pruning.supernet import extract
@@ -31,17 +30,22 @@ def cut(tiny, random_ranking, make_task, make_runtime):
     return make
 
 
-def distance(model, teacher, task, runtime) -> float:
-    """Mean squared distance of the logits on validation, which refitting does not see."""
-    ours, theirs = (predict(m, task.validation, task=task, runtime=runtime) for m in (model, teacher))
-    return float(((ours - theirs) ** 2).mean())
+def distance(model, teacher, task) -> float:
+    """Mean squared distance of what leaves the last layer, on validation, which refitting does not see."""
+    left: list[list[torch.Tensor]] = [[], []]
+    for each, found in zip((model, teacher), left, strict=True):
+        for batch in batches(task.validation, batch_size=8, pad_token_id=0, generator=None):
+            with torch.no_grad(), uncached(each):
+                states = each(**batch.inputs, output_hidden_states=True).hidden_states[-1]
+            found.append(states[batch.inputs["attention_mask"].bool()])
+    ours, theirs = (torch.cat(found) for found in left)
+    return float((ours - theirs).square().mean())
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
-def test_a_refitted_cut_is_nearer_to_its_teacher_on_other_text(cut, make_runtime, family):
-    teacher, small, refitted, task, _ = cut(0.5, family)
-    before, after = (distance(m, teacher, task, make_runtime()) for m in (small, refitted))
-    assert after < 0.8 * before
+def test_a_refitted_cut_is_nearer_to_its_teacher_on_other_text(cut, text_family):
+    teacher, small, refitted, task, _ = cut(0.5, text_family)
+    before, after = (distance(m, teacher, task) for m in (small, refitted))
+    assert after < 0.9 * before
 
 
 def test_nothing_removed_is_the_teacher_bit_for_bit(cut):
