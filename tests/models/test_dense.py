@@ -33,7 +33,7 @@ def cut(tiny, random_ranking):
     return made
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", sorted(set(LAYOUTS) - {"vit", "t5"}))
 def test_a_dense_model_opens_by_transformers_alone_with_the_pruned_model_s_logits(cut, tmp_path, family):
     small = cut(family)
     save_model(small, None, tmp_path / "pruned")
