@@ -477,7 +477,7 @@ def differences(ours: StudyConfig | dict[str, Any], theirs: StudyConfig, *, igno
     """
     right = flatten(theirs.model_dump(mode="json"))
     if isinstance(ours, dict):
-        plain = StudyConfig(task=TaskConfig(name=""), teacher=TeacherConfig(model=""), student_sparsity=None)
+        plain = StudyConfig(task=TaskConfig(name="plain"), teacher=TeacherConfig(model=""), student_sparsity=None)
         left = {**flatten(plain.model_dump(mode="json")), **flatten(ours)}
     else:
         left = flatten(ours.model_dump(mode="json"))
