@@ -30,6 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.files import sync, sync_folder
 from autodisc.models.layouts import layout_of
 from autodisc.models.layouts_autodisc import NAMES, Head
 from autodisc.models.modeling_autodisc import (
@@ -183,7 +184,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
                 tokenizer.save_pretrained(partial)
                 if pruned:
                     seal(partial, sorted({file.name for file in partial.iterdir()} - before))
+        sync_folder(partial)
         _replace(path, partial, former)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
