@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from autodisc.caches import default_folder
 from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
@@ -352,9 +352,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def cache_folder(config: StudyConfig) -> Path:
-    if config.cache.dir is not None:
-        return config.cache.dir
-    return Path(os.environ.get("AUTODISC_CACHE") or Path.home() / ".cache" / "autodisc")
+    return config.cache.dir or default_folder()
 
 
 def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:

@@ -35,6 +35,7 @@ from autodisc.search.storage import (
     enqueue_failed,
     enqueue_missing,
     of_record,
+    quiet_optuna,
     reseed,
     tell,
     waiting,
@@ -130,6 +131,7 @@ def join_study(
     with (
         workshop.progress.stage(STAGE, total * _batches(workshop)) as bar,
         contextlib.closing(shared.trials(queued)) as trials,
+        quiet_optuna(),
     ):
         bar.advance(min(completed(shared.study), total) * _batches(workshop))
         for trial in trials:
