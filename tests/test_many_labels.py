@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from autodisc import api
+from autodisc.cli import main
 from autodisc.config import RuntimeConfig, StudyConfig, TaskConfig, make_config
 from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.exporting import export
@@ -181,3 +182,29 @@ def test_a_file_of_words_that_has_predictions_or_none_is_refused(tagged, tmp_pat
     path.write_text('{"tokens": ["w1"]}\n')
     with pytest.raises(ConfigError, match="--format parquet"):
         predict_file(tagged / "teacher", path, None, task=task, format="parquet")
+
+
+def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):
+    teacher, data, cache = tagged / "teacher", tagged / "data", tagged / "cache"
+    here = f"--precision fp32 --threads 1 --quiet --cache-dir {cache}"
+
+    def ran(line: str) -> tuple[int, str, str]:
+        code = main(line.split())
+        return code, *capsys.readouterr()
+
+    code, out, err = ran(f"evaluate --model {teacher} --task mine --file {data}/test.conll --json {here}")
+    assert code == 0, err
+    on_file = json.loads(out.splitlines()[-1])
+    code, out, err = ran(f"evaluate --model {teacher} --task mine --data {data} --split test --json {here}")
+    assert code == 0, err
+    on_split = json.loads(out.splitlines()[-1])
+    assert {**on_file, "split": "test"} == on_split
+    code, out, err = ran(f"predict --model {teacher} --file {data}/test.conll --precision fp32 --quiet")
+    assert code == 0, err
+    assert {"tokens", "prediction"} == json.loads(out.splitlines()[0]).keys()
+    code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind classification {here}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--metric" in err
+    code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind causal-lm {here}")
+    assert code == 2
+    assert "train: no column text or sentence; it has tokens, tags" in err
