@@ -31,7 +31,7 @@ from autodisc.distillation.losses import Likeliest, TeacherOutput
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
-from autodisc.pruning.layers import running, sliced_layers
+from autodisc.pruning.slicing import running, sliced_layers
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split

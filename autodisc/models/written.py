@@ -1,6 +1,6 @@
 """A classifier with its layers written out for the kernels: the same logits but for rounding, and sooner.
 
-x -> norm(x + o(attention(x)) + b_o) -> norm(x + down(act(up(x))) + b_down)      (post-norm, as every family has it)
+x -> norm(x + o(attention(x)) + b_o) -> norm(x + down(act(up(x))) + b_down)      (layouts that are ``standard``)
 
 In rows (B·T, C):
 - Query, key and value are one product, the scale of the scores is in its weights, and an empty block is its norm alone.
@@ -24,9 +24,15 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from autodisc.models.checkpoints import own_head
 from autodisc.models.layouts import Block, blocks, embeddings, layout_of
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what Written takes, in its order
+
+
+def can_be_written(model: PreTrainedModel) -> bool:
+    """Whether a model is a classifier of sequences with layers of that shape."""
+    return layout_of(model.config).standard and own_head(model) == "sequence"
 
 
 class Written(nn.Module):

@@ -22,7 +22,7 @@ from autodisc.costs import Ledger
 from autodisc.distillation.schedule import Distilled, Workshop
 from autodisc.errors import TrainingError
 from autodisc.models.checkpoints import own_head, unfilled
-from autodisc.models.modeling_autodisc import Head
+from autodisc.models.layouts_autodisc import Head
 from autodisc.progress import Silent
 
 Key = TypeVar("Key")
