@@ -235,7 +235,7 @@ def resolve(name: str | Path) -> str | Path:
     return Path(found.submodule_search_locations[0]) / folder
 
 
-def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, str]]:
+def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, Any]]:
     """What ``from_pretrained`` is given: of a GGUF file its folder, and its name. Its weights become fp32."""
     path = Path(name)
     if path.suffix != GGUF:
