@@ -32,6 +32,7 @@ docs: $(VENV)/.docs
 figures: $(VENV)/.demo
 	$(BIN)/python docs/figures.py
 	$(BIN)/python docs/results.py
+	$(BIN)/python docs/settings.py
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .

@@ -13,8 +13,10 @@ from types import ModuleType
 import pytest
 
 import autodisc
+from autodisc.config import flatten, make_config
 
 ROOT = Path(autodisc.__file__).parents[1]
+SECTIONS = {"budget", "teacher.finetune"}  # none, unless they are given
 FETCHED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 LINKED = {"stylesheet", "preload", "modulepreload", "preconnect", "dns-prefetch", "prefetch", "icon", "manifest"}
 
@@ -39,6 +41,19 @@ def test_a_row_of_results_has_the_metrics_shares_and_seeds_of_its_study():
     row = next(line for line in script("results").table().splitlines() if "studies/sst2/" in line)
     assert "0.841 ± 0.009 | 0.836 ± 0.009 | not run | 1.9 %, 2.5 % | 14.8 %, 18.6 %" in row
     assert "seed 0" in row
+
+
+def test_the_page_of_settings_is_what_the_configuration_says():
+    settings = script("settings")
+    assert settings.PAGE.read_text(encoding="utf-8") == settings.page(), "run python docs/settings.py"
+
+
+def test_the_page_of_settings_has_every_setting_with_its_default():
+    flat = flatten(make_config({"task": {"name": "mrpc"}, "teacher": {"model": "t"}}).model_dump(mode="json"))
+    page = script("settings").page()
+    assert all(f"| `{name}` |" in page for name in flat if name not in SECTIONS)
+    assert "| `search.lam` | `0.2` | ≥ 0 |" in page
+    assert "| `teacher.model` | *required* |" in page
 
 
 def test_the_committed_figures_are_those_of_the_script_and_small():
@@ -107,6 +122,6 @@ def test_no_page_of_the_site_fetches_from_elsewhere(site):
 
 def test_the_site_has_the_api_from_its_docstrings(site):
     text = (site / "reference.html").read_text(encoding="utf-8")
-    for name in ("api.search", "config.SearchConfig", "distillation.schedule.distill_sandwich"):
+    for name in ("api.search", "config.make_config", "distillation.schedule.distill_sandwich"):
         assert f'id="autodisc.{name}"' in text
     assert "Choose the teacher assistant in one study" in text
