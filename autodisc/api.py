@@ -6,7 +6,7 @@ let a study choose the assistant, distil teacher -> assistant -> student.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,67 +14,47 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
-from autodisc.config import CONFIG, JOURNAL, FinetuneConfig, StudyConfig, differences, flatten, read_config
+from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
 from autodisc.costs import save_ledger
 from autodisc.distillation.finetuning import finetune_classifier
-from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
+from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
 from autodisc.files import is_free
-from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, scorer, storage_of
+from autodisc.finished import RANKING, open_finished, storage_of
 from autodisc.models.checkpoints import load, save_model
+from autodisc.preparing import (
+    FREE,
+    FREE_IN_BASELINE,
+    keep_ranking,
+    made_of,
+    opened,
+    search_settings,
+    study_name,
+    take_ranking,
+    with_student,
+)
 from autodisc.progress import Progress
-from autodisc.pruning.supernet import Supernet
 from autodisc.resuming import LEDGER, Place, clear_records, is_teacher, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
-from autodisc.search.baselines import (
-    MultiTrial,
-    baseline_result,
-    chain_from,
-    distill_direct,
-    run_maxidisc,
-)
-from autodisc.search.evaluation import Opened
-from autodisc.search.scorers import Slices
+from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.sharing import SharedStudy, publish
 from autodisc.search.storage import open_study
-from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.showing import show_finished, show_maxidisc, show_search
 from autodisc.tasks.answers import differing
 from autodisc.tasks.metrics import decode
+from autodisc.urls import public
+from autodisc.working import is_shared, merge_ledgers, portable, take_trials
 from autodisc.workspace import (
-    RANKING_PAID,
     SET_UP,
     Workspace,
     disk_errors,
     open_workspace,
     read_ranking,
+    refuse_here,
     size,
-    write_ranking,
 )
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
-
-# Settings that may change between calls.
-FREE = (
-    "baseline",
-    "cache",
-    "reporting",
-    "runtime.threads",
-    "runtime.checkpoint_minutes",
-    "search.storage",
-    "search.jobs",
-    "search.backend",
-    "search.retries",
-)
-FREE_IN_BASELINE = (
-    *FREE,
-    "search.lam",
-    "search.scorer",
-    "search.margin",
-    "search.prune",
-    "search.recovery",
-    "search.trials",
-    "search.importance.refit",
-)
 
 
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -82,6 +62,7 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
 
     The same call again goes on where it stopped, or returns the result.
     """
+    refuse_here(out)
     settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
     with disk_errors(out.parent):
         done = made(out, "finetune", config, FREE)
@@ -115,29 +96,36 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             return done
         space = open_workspace(config, progress=progress)
         place.refuse_changed(space)
-        storage = storage_of(config, out)
+        storage, shared = storage_of(config, out), is_shared(config.search.storage)
         with place.working(space) as space:
             if (out / RANKING).exists():
                 space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
-            space = _with_student(space, out)
+            space = with_student(space, out)
             study = open_study(
-                f"{config.name}-{config.task.name}",
+                study_name(config),
                 storage,
                 seed=config.runtime.seed,
-                fingerprint={**_made_of(space), **_settings(config)},
+                fingerprint={**made_of(space), **search_settings(config)},
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
                 say=space.workshop.progress.say,
+                heartbeat_s=config.search.heartbeat_s if shared else None,
             )
             place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
-            _keep_ranking(space, out)
+            if shared:
+                publish(study, portable(config))
+            keep_ranking(space, out)
             teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
             live = show_search(study, space, out, teacher=teacher, storage=storage)
             with space.ledger.stage(SET_UP):
                 live.refresh()
-            opened, latency = _opened(space, out), space.budgeted_latency
-            run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency, watch=live)
+            found, latency = opened(space, out), space.budgeted_latency
+            if shared:
+                take_trials(space, SharedStudy.of(study, out, config), found, live)
+                merge_ledgers(space.ledger, out)
+            else:
+                run_study(study, found, space.candidates, config.search, space.workshop, latency=latency, watch=live)
             save_ledger(space.ledger, out / LEDGER)
-            result = search_result(study, config.search, storage=storage)
+            result = search_result(study, config.search, storage=public(storage))
             result["projected_flops"] = live.about.projected_flops
             if config.budget is not None:
                 result["student"] = {
@@ -208,8 +196,8 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
         space = open_workspace(config, progress=progress)
         place.refuse_changed(space)
         with place.working(space) as space:
-            _take_ranking(space, out)
-            space = _with_student(space, out)
+            take_ranking(space, out)
+            space = with_student(space, out)
             place.claim(config, space)
             result = (_direct if strategy == "direct" else _maxidisc)(space, place.folder)
             if result["best"] is not None:
@@ -240,84 +228,6 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
     for strategy in config.baseline.strategies:
         results[strategy] = baseline(config, strategy, out, progress=progress)
     return results
-
-
-def _made_of(space: Workspace) -> dict[str, Any]:
-    return {
-        "teacher": space.teacher_fingerprint,
-        "train": space.task.train.fingerprint,
-        "validation": space.task.validation.fingerprint,
-        "student_sparsity": space.config.student,
-        "seed": space.config.runtime.seed,
-    }
-
-
-def _settings(config: StudyConfig) -> dict[str, Any]:
-    """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
-    settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
-    return {name: value for name, value in settings.items() if name not in FREE}
-
-
-def _with_student(space: Workspace, out: Path) -> Workspace:
-    """The workspace with the student that a budget leads to: found once, in a study of its own beside the search's."""
-    config, budget = space.config, space.config.budget
-    if budget is None:
-        return space
-    made_of = fingerprint(space.teacher_fingerprint, space.ranking(), budget)
-    name, storage = f"{config.name}-{config.task.name}-student", storage_of(config, out)
-    student = known_student(name, storage, made_of, budget)
-    if student is None:
-        with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
-            uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)
-            config.with_student(best.sparsity)  # a grid beyond it is refused before anything is written
-            space.workshop.book()
-            student = run_students(name, storage, made_of, uses, budget)
-    space.extra["student"] = student
-    return replace(space, config=config.with_student(student.sparsity))
-
-
-def _keep_ranking(space: Workspace, out: Path) -> None:
-    """Order the units once for the study in ``out``: other training rows or another seed would order otherwise."""
-    if not (out / RANKING).exists():
-        ranking = space.ranking()
-        save_ledger(space.ledger, out / LEDGER)
-        write_ranking(out / RANKING, ranking, space.extra["ranking_cost"])
-
-
-def _take_ranking(space: Workspace, out: Path) -> None:
-    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
-    if not (out / CONFIG).exists() or not (out / RANKING).exists():
-        return
-    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
-    if not differences(read_config(out / CONFIG), space.config, ignore=free):
-        space.extra["ranking"], cost = read_ranking(out / RANKING)
-        space.ledger.charge_once(RANKING_PAID, "importance", cost)
-
-
-def _opened(space: Workspace, out: Path) -> Opened:
-    """How a trial gets its candidate; the shared recovery is made once, and found again by a resumed study."""
-    if space.config.search.scorer == "recovered" and not has_supernet(out):
-        return Slices(_recovered(space, out))
-    return scorer(space, out)
-
-
-def _recovered(space: Workspace, out: Path) -> Supernet:
-    """The supernet after the shared recovery."""
-    config, workshop = space.config, space.workshop
-    nested = [*space.candidates.values(), space.student]
-    with workshop.teacher(space.teacher, config.distillation) as outputs:
-        supernet = recover(
-            outputs,
-            space.ranking(),
-            nested,
-            steps=recovery_steps(config.search.recovery, config.distillation, space.task),
-            recovery=config.search.recovery,
-            distillation=config.distillation,
-            workshop=workshop,
-        )
-    save_ledger(space.ledger, out / LEDGER)  # first: what is there has been booked
-    save_model(supernet.extract(nested[0]), None, out / SUPERNET)
-    return supernet
 
 
 def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool = False) -> dict[str, Any]:
@@ -409,7 +319,7 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         f"{space.config.name}-{space.config.task.name}-maxidisc",
         storage,
         seed=space.config.runtime.seed,
-        fingerprint=_made_of(space),
+        fingerprint=made_of(space),
         metric_name=f"student's {space.task.metric.name}",
         say=space.workshop.progress.say,
     )

@@ -198,6 +198,12 @@ class SearchConfig(Section):
         description="Optuna storage URL, or a journal's path; none: a journal in the study's folder. Given, trials are"
         " taken one at a time, so that `autodisc worker` may take others.",
     )
+    heartbeat_s: int = Field(
+        10,
+        ge=1,
+        description="Of a study that several processes work on: seconds between a process's signs of life. What one"
+        " was at that misses three is another's; the same for all of them.",
+    )
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 

@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import BATCH, LENGTH, BudgetConfig, StudyConfig
 from autodisc.errors import ConfigError, StudyError
+from autodisc.files import is_free
 from autodisc.finished import Finished, open_finished
 from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
@@ -39,7 +40,7 @@ from autodisc.search.students import uses_of
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, check_new, disk_errors, open_workspace, size
+from autodisc.workspace import Workspace, disk_errors, open_workspace, refuse_here, size
 
 Format = Literal["autodisc", "dense", "onnx"]
 INT8 = "model.int8.onnx"
@@ -186,7 +187,9 @@ def _check(out: Path, format: str, int8: bool, opset: int | None) -> None:
         raise ConfigError(f"{'int8' if int8 else 'opset'}: is for format onnx, not for {format}")
     if format == "onnx":
         require_onnx()
-    check_new(out)
+    if not is_free(out):
+        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    refuse_here(out)
 
 
 def _range(finished: Finished) -> tuple[float, float]:

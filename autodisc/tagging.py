@@ -90,13 +90,13 @@ def tag_file(
 ) -> dict[str, Any]:
     """Write the rows of ``file`` with the tags of their words to ``out``; None is standard input, or output."""
     since, done, where = time.perf_counter(), 0, files.name_of(file)
+    tagger = open_tagger(name, runtime, task.max_length, batch_size)
     chunks = iter(_read(file))
     first = next(chunks)
     columns = tuple(dict.fromkeys(name for row in first for name in row))
     words, _ = columns_of(task, columns, where)
     if PREDICTION in columns:
         raise DataError(f"{where}: it has a column '{PREDICTION}' already; rename or remove it")
-    tagger = open_tagger(name, runtime, task.max_length, batch_size)
     with _writing(out, format, first, columns, words) as write, progress.stage(f"Tagging {where}", None) as bar:
         for rows in itertools.chain([first], chunks):
             sentences = [as_words(row.get(words), f"{where} row {i}") for i, row in enumerate(rows, done + 1)]

@@ -381,10 +381,8 @@ def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
         return None
 
 
-def check_new(out: Path) -> None:
-    """Raise StudyError unless a whole folder can be put in the place of ``out`` by a rename."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+def refuse_here(out: Path) -> None:
+    """Raise StudyError for the working folder: what is put in its place by a rename, nobody in it would see."""
     if out.resolve() == Path.cwd():
         raise StudyError(f"{out}: is the folder that you are in, which a new one would replace; give --out another")
 

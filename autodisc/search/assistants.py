@@ -7,12 +7,14 @@ told one by one: a grid at once; of a sampled range the random start at once, th
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.config import SearchConfig
@@ -24,6 +26,7 @@ from autodisc.pruning.candidates import Candidate
 from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
 from autodisc.search.scorers import beside, let_go
+from autodisc.search.sharing import SharedStudy
 from autodisc.search.stopping import Judge, Standing, values_of
 from autodisc.search.storage import (
     ERROR,
@@ -72,10 +75,8 @@ def run_study(
     """
     watch = watch or Unwatched()
     points = sorted(candidates)
-    total = config.trials or len(points)
-    sample = config.low is not None and total < len(points)
+    total, sample = _extent(config, points)
     if not sample:
-        total = min(total, len(points))
         enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
     jobs = processes(config.jobs, workshop, backend=config.backend)
     failures = 0
@@ -108,6 +109,58 @@ def run_study(
                     _settle(study, trial, found[asked[trial.number]], config, watch)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
             enqueue_failed(study, config.retries)
+
+
+def join_study(
+    shared: SharedStudy,
+    opened: Opened,
+    candidates: Mapping[float, Candidate],
+    config: SearchConfig,
+    workshop: Workshop,
+    *,
+    latency: Latency | None = None,
+    watch: Watch | None = None,
+) -> int:
+    """Take trials of a study that others take trials of, one at a time, until all are done; returns how many."""
+    watch = watch or Unwatched()
+    points = sorted(candidates)
+    total, sample = _extent(config, points)
+    taken = 0
+    queued = [{}] * total if sample else [{"sparsity": point} for point in points[:total]]
+    with (
+        workshop.progress.stage(STAGE, total * _batches(workshop)) as bar,
+        contextlib.closing(shared.trials(queued)) as trials,
+    ):
+        bar.advance(min(completed(shared.study), total) * _batches(workshop))
+        for trial in trials:
+            candidate = candidates[_suggest(trial, config, points)]
+            judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
+            try:
+                with workshop.ledger.stage(STAGE):
+                    (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
+            except Exception as error:
+                tell(shared.study, trial, error)
+                raise
+            let_go(opened)
+            workshop.book()  # before the trial that it paid for is told
+            try:
+                if latency is not None:
+                    trial.set_user_attr(LATENCY, latency(candidate))
+                _settle(shared.study, trial, found, config, watch)
+                taken += 1
+            except (UpdateFinishedTrialError, ValueError):
+                if shared.is_ours(trial):
+                    raise
+                workshop.progress.say(f"trial {trial.number}: no sign of this process for too long; another takes it")
+    return taken
+
+
+def _extent(config: SearchConfig, points: Sequence[float]) -> tuple[int, bool]:
+    """How many trials there are to be in all, and whether the sampler chooses their points."""
+    total = config.trials or len(points)
+    if config.low is not None and total < len(points):
+        return total, True
+    return min(total, len(points)), False
 
 
 def _measure(

@@ -15,27 +15,39 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import FrozenTrial, TrialState
 
-from autodisc.errors import DivergedError, StudyError
+from autodisc.errors import DivergedError, StudyError, one_line
 from autodisc.search.patience import open_database
+from autodisc.urls import public, redacted, with_password
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
 Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(storage: str, *, say: Say = lambda text: None) -> optuna.storages.BaseStorage:
-    """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had."""
+def open_storage(
+    storage: str, *, say: Say = lambda text: None, heartbeat_s: int | None = None, wait_s: float = 0.0
+) -> optuna.storages.BaseStorage:
+    """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had.
+
+    With ``heartbeat_s`` a database's trials show that their processes live; it may take ``wait_s`` to be reachable.
+    """
     try:
         if storage.endswith(".log"):
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(storage))
-        return open_database(storage, say)
-    except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
-        reason = " ".join(str(error).split())[:160]
+        return open_database(with_password(storage), say, heartbeat_s=heartbeat_s, wait_s=wait_s)
+    except ModuleNotFoundError as error:
         raise StudyError(
-            f"search.storage: '{storage}' cannot be opened ({reason}); give an Optuna storage URL"
-        ) from error
+            f"search.storage: '{public(storage)}' needs the package {error.name}; pip install 'autodisc[postgresql]'"
+            " or 'autodisc[mysql]', or name another driver in the URL"
+        ) from None
+    except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
+        reason = redacted(one_line(error), storage)
+        shown = public(storage)
+    # Not from the error, whose traceback and arguments may hold the URL.
+    raise StudyError(f"search.storage: '{shown}' cannot be opened ({reason}); give an Optuna storage URL")
 
 
 def open_study(
@@ -46,11 +58,15 @@ def open_study(
     fingerprint: dict[str, Any],
     metric_name: str,
     say: Say = lambda text: None,
+    heartbeat_s: int | None = None,
 ) -> optuna.Study:
-    """Create a study, or go on with it; raises StudyError when it was made with another configuration."""
+    """Create a study, or go on with it; raises StudyError when it was made with another configuration.
+
+    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them.
+    """
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        opened = open_storage(storage, say=say)
+        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
         if recorded is None:
@@ -63,7 +79,12 @@ def open_study(
                 f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
                 " or another name: --set name=NAME."
             )
-        close_stale(study)
+        if heartbeat_s is None and SHARED in study.user_attrs:
+            raise StudyError(
+                f"study '{name}': others may be at work on it; give --storage {public(storage)}, as before"
+            )
+        if heartbeat_s is None:
+            close_stale(study)
         reseed(study, seed)
     return study
 
