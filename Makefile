@@ -1,13 +1,14 @@
 # make demo: from nothing to a report. make test: the suite. Both set up .venv first, once.
 # make test-browser: dashboard and report in a chromium, where there is one (Debian: apt-get install chromium).
 # make screenshots: the README's pictures, from a study that is made for them.
+# make docs: the documentation as a site in build/docs. make figures: its figures and tables, from committed records.
 # make test-all: the slow tests too, which install other environments; minutes more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-browser screenshots style bench clean
+.PHONY: demo test test-all test-browser screenshots docs figures style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
@@ -24,6 +25,14 @@ test-browser: $(VENV)/.browser
 
 screenshots: $(VENV)/.browser
 	$(BIN)/python docs/screenshots.py
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+figures: $(VENV)/.demo
+	$(BIN)/python docs/figures.py
+	$(BIN)/python docs/results.py
+	$(BIN)/python docs/settings.py
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .
@@ -43,8 +52,9 @@ bench: $(VENV)/.demo
 $(VENV)/.demo: extras = demo
 $(VENV)/.test: extras = demo,test
 $(VENV)/.browser: extras = browser
+$(VENV)/.docs: extras = docs
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.docs $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@touch $@
