@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import contextlib
 import csv
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,15 @@ def tiny() -> Callable[..., PreTrainedModel]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def modules_elsewhere(tmp_path_factory, monkeypatch) -> None:
+    """transformers copies a folder's code into a cache of its own: a new one."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture(params=list(FAMILIES))
