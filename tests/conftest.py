@@ -302,7 +302,7 @@ def logits_of() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def make_runtime() -> Callable[..., Runtime]:
-    return lambda seed=0: Runtime(torch.device("cpu"), "fp32", 1, seed)
+    return lambda seed=0, **others: Runtime(torch.device("cpu"), "fp32", 1, seed, **others)
 
 
 @pytest.fixture
