@@ -314,6 +314,11 @@ class RuntimeConfig(Section):
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+    checkpointing: bool = Field(
+        False,
+        description="In training, and in the first-order importance, keep of a layer what enters it alone, and compute"
+        " it again in the backward pass: a third more work, the memory of one layer. For models that do not fit.",
+    )
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
