@@ -289,8 +289,8 @@ class RuntimeConfig(Section):
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Between two states of a training on disk, and always one at its end; 0: after every step. Writing"
-        " one takes about as long as saving the model four times.",
+        description="Between two states of a training on disk, and always one at its end; 0: after every step. One of"
+        " MiniLM-L6 has 165 MiB and took 0.9 s (a shared Xeon).",
     )
 
 

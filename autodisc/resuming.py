@@ -80,6 +80,8 @@ class Place:
         ledger, path = space.ledger, self.folder / LEDGER
         resume_ledger(ledger, path)
         keeping = Keeping(self.unfinished, space.config.runtime.checkpoint_minutes, path)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # of trainings that need not be run again
+            space.workshop.curves.update(json.loads(keeping.curves.read_text()))
         try:
             yield replace(space, workshop=replace(space.workshop, keeping=keeping))
         except UserError:

@@ -51,6 +51,10 @@ class Keeping:
         """Where this process books: in the command's ledger, or, one of several processes, beside its states."""
         return self.ledger if os.getpid() == self.process else self.folder / self.ledger.name
 
+    @property
+    def curves(self) -> Path:
+        return self.folder / "curves.json"
+
     def within(self, name: str) -> Keeping:
         return replace(self, folder=self.folder / name)
 

@@ -23,6 +23,7 @@ from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import TrainingSettings, TrainingState, steps_for, train
+from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
@@ -67,9 +68,11 @@ class Workshop:
             self.keeping.within(name).remove()
 
     def book(self) -> None:
-        """Write down what was spent up to now: before anything that it was spent on counts as done."""
+        """Write down what was spent up to now, and the curves: before anything that it was spent on counts as done."""
         if self.keeping is not None:
             save_ledger(self.ledger, self.keeping.booked)
+            if self.curves:
+                write_json(self.keeping.curves, self.curves)
 
     def metric(self, model: PreTrainedModel, candidate: Candidate) -> float:
         """The metric of ``model`` (active as, or cut to, ``candidate``) on validation."""

@@ -28,6 +28,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.files import sync, sync_folder
 from autodisc.models.layouts import layout_of
 from autodisc.models.modeling_autodisc import (
     CLASSES,
@@ -142,7 +143,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
                 tokenizer.save_pretrained(partial)
                 if pruned:
                     seal(partial, sorted({file.name for file in partial.iterdir()} - before))
+        sync_folder(partial)
         _replace(path, partial, former)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
@@ -19,6 +19,7 @@ from autodisc.config import DistillationConfig
 from autodisc.costs import Cost, resume_ledger
 from autodisc.distillation.schedule import (
     ASSISTANT_PHASE,
+    Curves,
     Distilled,
     Workshop,
     distill_phase,
@@ -48,13 +49,14 @@ class MultiTrial(Sendable):
     config: DistillationConfig
 
     def __call__(self, workshop: Workshop, sparsity: float) -> Pair:
-        workshop = workshop.within(_name(sparsity))
+        workshop = replace(workshop.within(_name(sparsity)), curves={})
         before = _began(workshop, _name(sparsity))
         chain = chain_from(self.candidates, sparsity, self.student)
         start = extract(self.teacher, self.ranking, chain[0])
         made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop)
         after = workshop.ledger.total
-        return Pair(made.assistant, made.student, after.seconds - before.seconds, after.flops - before.flops)
+        spent = after.since(before)
+        return Pair(made.assistant, made.student, spent.seconds, spent.flops, workshop.curves)
 
 
 def _name(sparsity: float) -> str:
@@ -98,6 +100,7 @@ class Pair(Sendable):
     student: Distilled
     seconds: float
     flops: float
+    curves: Curves
 
 
 def run_maxidisc(
@@ -144,6 +147,7 @@ def run_maxidisc(
                     own = (outcome.student.metric, sparsity)
                     if all(own > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
                         keep(outcome.assistant, outcome.student)
+                        workshop.curves.update(outcome.curves)
                 workshop.ledger.pay(name)
                 workshop.book()  # before it is told: what a trial that is told has spent has been booked
                 if not isinstance(outcome, (Pair, TrainingError)):
