@@ -155,6 +155,8 @@ def _run(
     work: Work[Key, Result], workshop: Workshop, key: Key, threads: int
 ) -> tuple[Key, Result | Exception, Ledger, dict[str, Any]]:
     torch.set_num_threads(threads)
+    # A cluster's arrays arrive read-only; what has been paid for is written down here.
+    workshop.ledger.paid = {key: rows.copy() for key, rows in workshop.ledger.paid.items()}
     workshop = replace(workshop, runtime=_own(workshop.runtime, threads))
     try:
         outcome: Result | Exception = work(workshop, key)

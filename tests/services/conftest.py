@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -113,3 +114,36 @@ def until() -> Callable[..., None]:
             time.sleep(0.1)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def dask_cluster() -> Iterator[str]:
+    """A scheduler and two workers of a thread each, on the loopback: the ``--backend`` that names them."""
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'autodisc[dask]'")
+    scheduler = f"127.0.0.1:{free_port()}"
+    run = (
+        [sys.executable, "-m", "distributed.cli.dask_scheduler"],
+        [sys.executable, "-m", "distributed.cli.dask_worker"],
+    )
+    environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory(prefix="autodisc-dask-") as folder, contextlib.ExitStack() as stack:
+        for command in (
+            [*run[0], "--host", scheduler, "--no-dashboard", "--no-show"],
+            [*run[1], scheduler, "--nworkers", "2", "--nthreads", "1", "--no-dashboard", "--local-directory", folder],
+        ):
+            process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+        from distributed import Client
+
+        with Client(f"tcp://{scheduler}", timeout="60s") as client:
+            client.wait_for_workers(2, timeout=120)
+        yield f"dask://{scheduler}"
+
+
+@pytest.fixture(params=["dask", "ray"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "ray":
+        pytest.importorskip("ray", reason="Ray is not installed: pip install 'autodisc[ray]'")
+        return "ray"
+    return request.getfixturevalue("dask_cluster")
