@@ -1,11 +1,12 @@
 # make demo: from nothing to a report. make test: the suite. Both set up .venv first, once.
 # make test-all: the slow tests too, which install other environments; minutes more.
+# make test-services: workers on a PostgreSQL server, cells on Dask and Ray; what is not installed is skipped.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all style bench clean
+.PHONY: demo test test-all test-services style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
@@ -14,7 +15,10 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
 test-all: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services'
+
+test-services: $(VENV)/.services
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .
@@ -33,8 +37,9 @@ bench: $(VENV)/.demo
 # A stamp a set of extras: installed again only when what is installed has changed.
 $(VENV)/.demo: extras = demo
 $(VENV)/.test: extras = demo,test
+$(VENV)/.services: extras = demo,test,services
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.test $(VENV)/.services $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@touch $@
