@@ -3,12 +3,13 @@
 # make screenshots: the README's pictures, from a study that is made for them.
 # make docs: the documentation as a site in build/docs. make figures: its figures and tables, from committed records.
 # make test-all: the slow tests too, which install other environments; minutes more.
+# make test-services: workers on a PostgreSQL server, cells on Dask and Ray; what is not installed is skipped.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all test-browser screenshots docs figures style bench clean
+.PHONY: demo test test-all test-services test-browser screenshots docs figures style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
@@ -18,7 +19,10 @@ test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-all: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'
+
+test-services: $(VENV)/.services
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser
@@ -51,10 +55,11 @@ bench: $(VENV)/.demo
 # A stamp a set of extras: installed again only when what is installed has changed.
 $(VENV)/.demo: extras = demo
 $(VENV)/.test: extras = demo,test
+$(VENV)/.services: extras = demo,test,services
 $(VENV)/.browser: extras = browser
 $(VENV)/.docs: extras = docs
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.docs $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.test $(VENV)/.services $(VENV)/.browser $(VENV)/.docs $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@touch $@

@@ -260,7 +260,7 @@ READ_ONLY = OSError(30, "Read-only file system")
     ("where", "error"),
     [
         ("resuming.write_config", READ_ONLY),
-        ("api.save_model", FULL),
+        ("preparing.save_model", FULL),
         ("api.save_ledger", FULL),
         ("costs.write_json", FULL),
     ],

@@ -82,7 +82,7 @@ def search(
 
 @app.command(
     epilog=example(
-        "autodisc worker --study study-mrpc --storage postgresql://ann@db/optuna --out /shared/runs/mrpc",
+        "autodisc worker --study study-mrpc --storage postgresql+psycopg://ann@db/optuna --out /shared/runs/mrpc",
     )
 )
 @takes(*HERE, config_file=False, with_sets=False)

@@ -38,10 +38,11 @@ def open_storage(
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(storage))
         return open_database(with_password(storage), say, heartbeat_s=heartbeat_s, wait_s=wait_s)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
+        lacking = getattr(error.__cause__, "name", None) or error.name or "its driver"
         raise StudyError(
-            f"search.storage: '{public(storage)}' needs the package {error.name}; pip install 'autodisc[postgresql]'"
-            " or 'autodisc[mysql]', or name another driver in the URL"
+            f"search.storage: '{public(storage)}' needs {lacking}; pip install 'autodisc[postgresql]' and write"
+            " postgresql+psycopg://…, or 'autodisc[mysql]' and mysql+pymysql://…"
         ) from None
     except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
         reason = redacted(one_line(error), storage)

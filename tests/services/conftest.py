@@ -47,7 +47,7 @@ class PostgreSQL:
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg2://ann:{PASSWORD}@127.0.0.1:{self.port}/optuna"
+        return f"postgresql+psycopg://ann:{PASSWORD}@127.0.0.1:{self.port}/optuna"
 
     def call(self, program: str, *arguments: str) -> None:
         user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
@@ -72,11 +72,9 @@ class PostgreSQL:
         data = str(self.folder / "data")
         self.call("initdb", "-D", data, "-U", "ann", "-A", "scram-sha-256", "--pwfile", str(secret), "-N")
         self.start()
-        import psycopg2
+        import psycopg
 
-        connection = psycopg2.connect(
-            host="127.0.0.1", port=self.port, user="ann", password=PASSWORD, dbname="postgres"
-        )
+        connection = psycopg.connect(host="127.0.0.1", port=self.port, user="ann", password=PASSWORD, dbname="postgres")
         connection.autocommit = True
         with contextlib.closing(connection), connection.cursor() as cursor:
             cursor.execute("create database optuna")
@@ -84,7 +82,7 @@ class PostgreSQL:
 
 @pytest.fixture
 def postgresql() -> Iterator[PostgreSQL]:
-    pytest.importorskip("psycopg2", reason="psycopg2 is not installed: pip install 'autodisc[postgresql]'")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install 'autodisc[postgresql]'")
     found = shutil.which("initdb")
     binaries = [Path(found).parent] if found else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
     if not binaries or not (binaries[-1] / "initdb").exists():

@@ -17,8 +17,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 
 
 def parts(rows):
-    """All but clocks, trial numbers, and which trial paid for what all of them read."""
-    return [{name: row[name] for name in row if name not in ("seconds", "number", "flops")} for row in rows]
+    """All but clocks, places, trial numbers, and which trial paid for what all of them read."""
+    return [{name: row[name] for name in row if name not in ("seconds", "number", "flops", "path")} for row in rows]
 
 
 @pytest.fixture(scope="session")

@@ -99,14 +99,14 @@ def crew(postgresql, furnished, tmp_path) -> Iterator[Crew]:
 
 def trials(postgresql, query: str) -> list[tuple]:
     """What the database says, past our own code; an empty answer while it is away or has no tables yet."""
-    import psycopg2
+    import psycopg
 
     try:
-        connection = psycopg2.connect(postgresql.url.replace("+psycopg2", ""), connect_timeout=2)
+        connection = psycopg.connect(postgresql.url.replace("+psycopg", ""), connect_timeout=2)
         with contextlib.closing(connection), connection.cursor() as cursor:
             cursor.execute(query)
             return cursor.fetchall()
-    except (psycopg2.OperationalError, psycopg2.ProgrammingError):
+    except (psycopg.OperationalError, psycopg.ProgrammingError):
         return []
 
 
