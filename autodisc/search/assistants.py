@@ -21,7 +21,7 @@ from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import TrainingError
 from autodisc.models.inference import evaluation_batch
-from autodisc.progress import Bar
+from autodisc.progress import Bar, Tracker
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
@@ -106,7 +106,7 @@ def run_study(
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(asked[trial.number]))
                 with workshop.ledger.stage(STAGE):  # pictures are paid for too
-                    _settle(study, trial, found[asked[trial.number]], config, watch)
+                    _settle(study, trial, found[asked[trial.number]], config, watch, workshop.tracker)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
             enqueue_failed(study, config.retries)
 
@@ -146,7 +146,7 @@ def join_study(
             try:
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(candidate))
-                _settle(shared.study, trial, found, config, watch)
+                _settle(shared.study, trial, found, config, watch, workshop.tracker)
                 taken += 1
             except (UpdateFinishedTrialError, ValueError):
                 if shared.is_ours(trial):
@@ -204,7 +204,14 @@ def _batches(workshop: Workshop) -> int:
     return -(-len(task.validation) // evaluation_batch(task.validation, task))
 
 
-def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig, watch: Watch) -> None:
+def _settle(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    outcome: Outcome,
+    config: SearchConfig,
+    watch: Watch,
+    tracker: Tracker,
+) -> None:
     """Record what a trial measured, or why it could not, and end it."""
     if isinstance(outcome, TrainingError):
         tell(study, trial, outcome)
@@ -217,6 +224,8 @@ def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: 
     for name, attribute in _attributes(outcome).items():
         trial.set_user_attr(name, attribute)
     value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
+    figures = {"sparsity": outcome.score.sparsity, "metric": outcome.score.metric, "tradeoff": value}
+    tracker.log(STAGE, figures, step=trial.number)
     watch.measured(trial, outcome.confusion)
     tell(study, trial, None if outcome.stopped else value)
     watch.told()
