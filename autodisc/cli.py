@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import typer
 
-from autodisc.commands import bench, exporting, labelling, making, results
+from autodisc.commands import bench, exporting, labelling, making, results, upkeep
 from autodisc.errors import AutodiscError
 from autodisc.interrupts import termination_interrupts
 
@@ -26,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for group in (making, exporting, bench, labelling, results):
+for group in (making, exporting, bench, labelling, results, upkeep):
     app.add_typer(group.app)
 
 

@@ -315,11 +315,16 @@ class RuntimeConfig(Section):
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+    checkpointing: bool = Field(
+        False,
+        description="In training, and in the first-order importance, keep of a layer what enters it alone, and compute"
+        " it again in the backward pass: a third more work, the memory of one layer. For models that do not fit.",
+    )
     checkpoint_minutes: float = Field(
         5.0,
         ge=0,
-        description="Between two states of a training on disk, and always one at its end; 0: after every step. Writing"
-        " one takes about as long as saving the model four times.",
+        description="Between two states of a training on disk, and always one at its end; 0: after every step. One of"
+        " MiniLM-L6 has 165 MiB and took 0.9 s (a shared Xeon).",
     )
     trackers: tuple[TrackerName, ...] = Field(
         (), description="Who is told of losses, metrics, trials and costs; each is an extra of its own."
@@ -481,7 +486,7 @@ def differences(ours: StudyConfig | dict[str, Any], theirs: StudyConfig, *, igno
     """
     right = flatten(theirs.model_dump(mode="json"))
     if isinstance(ours, dict):
-        plain = StudyConfig(task=TaskConfig(name=""), teacher=TeacherConfig(model=""), student_sparsity=None)
+        plain = StudyConfig(task=TaskConfig(name="plain"), teacher=TeacherConfig(model=""), student_sparsity=None)
         left = {**flatten(plain.model_dump(mode="json")), **flatten(ours)}
     else:
         left = flatten(ours.model_dump(mode="json"))

@@ -218,6 +218,16 @@ def flop_counter() -> Any:
     """torch's FLOP counter, taught the CPU flash-attention kernels that its table lacks."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+    from torch.utils.module_tracker import ModuleTracker
+
+    class Tracker(ModuleTracker):
+        """Waits for gradients only where there are some: a parameter that a module is handed would be an error."""
+
+        def _fw_pre_hook(self, mod: Any, input: Any) -> None:
+            super()._fw_pre_hook(mod, input if torch.is_grad_enabled() else ())
+
+        def _fw_post_hook(self, mod: Any, input: Any, output: Any) -> None:
+            super()._fw_post_hook(mod, input, output if torch.is_grad_enabled() else ())
 
     def forward(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_flop_count(query, key, value)
@@ -230,7 +240,9 @@ def flop_counter() -> Any:
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
     }
-    return FlopCounterMode(display=False, custom_mapping=custom)
+    counter = FlopCounterMode(display=False, custom_mapping=custom)
+    counter.mod_tracker = Tracker()
+    return counter
 
 
 def _reset_peak() -> None:

@@ -23,6 +23,7 @@ class Runtime:
     precision: str  # "fp32" or "bf16"
     threads: int
     seed: int
+    checkpointing: bool = False  # of activations: what is within a layer is computed again in the backward pass
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 autocast where the precision says so; master weights stay fp32."""
@@ -44,7 +45,7 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
-    return Runtime(device, precision, torch.get_num_threads(), config.seed)
+    return Runtime(device, precision, torch.get_num_threads(), config.seed, config.checkpointing)
 
 
 def made_with() -> tuple[str, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from autodisc.caches import default_folder
 from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
@@ -352,9 +353,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 
 def cache_folder(config: StudyConfig) -> Path:
-    if config.cache.dir is not None:
-        return config.cache.dir
-    return Path(os.environ.get("AUTODISC_CACHE") or Path.home() / ".cache" / "autodisc")
+    return config.cache.dir or default_folder()
 
 
 def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:
@@ -393,10 +392,25 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         check_writable(folder)
         yield
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
+    except AutodiscError:
+        raise
+    except Exception as error:
+        found = _disk_error(error)
+        if found is None:
             raise
         raise AutodiscError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was finished is kept, "
+            f"{found.filename or folder}: cannot be written ({found.strerror or found}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """What the disk said, also where another error came of it: Optuna's journal then speaks of a lock."""
+    if isinstance(error, OSError):
+        return None if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)) else error
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None

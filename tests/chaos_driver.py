@@ -3,14 +3,15 @@
 One process imports everything and forks a child for each line of standard input, {"arguments", "die_at", "fail_at",
 "error"}. In a child every moment that matters is counted: before and after each sync, rename, link and removal of a
 file, before each optimizer step and each forward of a model. At moment ``die_at`` the child is killed by SIGKILL;
-at moment ``fail_at`` the file operation raises ``error`` (a number of errno) instead. Answers are JSON lines:
-{"signal", "code", "moments", "writes", "error"}.
+from the write ``fail_at`` on every write raises ``error`` (a number of errno). Answers are JSON lines: {"code" (minus
+the signal that ended the child), "moments", "writes", "printed"}.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import sys
@@ -27,7 +28,7 @@ from autodisc.cli import main
 from autodisc.reporting import report, terminal  # noqa: F401
 
 autodisc.workspace.CARD_SHAPES = ()  # a card's latencies take seconds
-WRITES = ("fsync", "replace", "rename", "link", "unlink", "posix_fallocate")
+WRITES = ("fsync", "replace", "rename", "link", "posix_fallocate")
 
 
 class Moments:
@@ -35,8 +36,8 @@ class Moments:
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.moments, self.writes = request, 0, 0
-        for name in WRITES:
-            setattr(os, name, self.around(getattr(os, name)))
+        for name in (*WRITES, "unlink"):
+            setattr(os, name, self.around(getattr(os, name), fails=name in WRITES))
         torch.optim.AdamW.step = self.before(torch.optim.AdamW.step)
         torch.nn.modules.module.register_module_forward_pre_hook(self.forward)
 
@@ -45,11 +46,11 @@ class Moments:
         if self.moments == self.request.get("die_at"):
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def around(self, call: Callable[..., Any]) -> Callable[..., Any]:
+    def around(self, call: Callable[..., Any], *, fails: bool) -> Callable[..., Any]:
         def wrapped(*arguments: Any, **named: Any) -> Any:
             self.moment()
-            self.writes += 1
-            if self.writes == self.request.get("fail_at"):
+            self.writes += fails
+            if fails and self.writes >= self.request.get("fail_at", math.inf):
                 raise OSError(self.request["error"], os.strerror(self.request["error"]))
             found = call(*arguments, **named)
             self.moment()

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import contextlib
 import csv
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,20 +26,34 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import (
-    AutoModelForSequenceClassification,
     BertConfig,
+    CamembertConfig,
+    DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    ModernBertConfig,
+    MPNetConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
     RobertaConfig,
+    T5Config,
+    ViTConfig,
+    XLMRobertaConfig,
 )
 
 from autodisc import api
 from autodisc.config import StudyConfig, make_config
 from autodisc.distillation.schedule import Workshop
 from autodisc.models.checkpoints import save_model
-from autodisc.models.layouts import base_shape
+from autodisc.models.layouts import LAYOUTS, base_shape
+from autodisc.models.layouts_autodisc import Head
+from autodisc.models.modeling_autodisc import plain_class
 from autodisc.pruning.candidates import Ranking
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches
@@ -55,6 +70,28 @@ BERT_LIKE = {
     "max_position_embeddings": 140,  # MACs are counted on 128 tokens
     "pad_token_id": 0,
 }
+SPECIAL = {"bos_token_id": 2, "eos_token_id": 3}
+# Two queries of 4 share a key: a unit has 8 columns, as a head of the others.
+LLAMA_LIKE = {**BERT_LIKE, **SPECIAL, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+T5_LIKE = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 32,
+    "num_heads": 4,
+    "pad_token_id": 0,
+    "relative_attention_num_buckets": 8,
+    "relative_attention_max_distance": 6,
+}
+DEBERTA = {
+    **BERT_LIKE,
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["p2c", "c2p"],
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 FAMILIES: dict[str, Callable[..., Any]] = {
     "bert": lambda layers, **kw: BertConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
     "roberta": lambda layers, **kw: RobertaConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
@@ -69,6 +106,50 @@ FAMILIES: dict[str, Callable[..., Any]] = {
         pad_token_id=0,
         **kw,
     ),
+    "xlm-roberta": lambda layers, **kw: XLMRobertaConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
+    "camembert": lambda layers, **kw: CamembertConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
+    "deberta-v2": lambda layers, **kw: DebertaV2Config(**DEBERTA, num_hidden_layers=layers, share_att_key=True, **kw),
+    "deberta-v2, own keys": lambda layers, **kw: DebertaV2Config(**DEBERTA, num_hidden_layers=layers, **kw),
+    "mpnet": lambda layers, **kw: MPNetConfig(**BERT_LIKE, num_hidden_layers=layers, **kw),
+    "modernbert": lambda layers, **kw: ModernBertConfig(
+        **BERT_LIKE,
+        **SPECIAL,
+        cls_token_id=2,
+        sep_token_id=3,
+        num_hidden_layers=layers,
+        global_attn_every_n_layers=2,
+        local_attention=4,
+        **kw,
+    ),
+    "t5": lambda layers, **kw: T5Config(**T5_LIKE, num_layers=layers, feed_forward_proj="gated-gelu", **kw),
+    "t5, relu": lambda layers, **kw: T5Config(**T5_LIKE, num_layers=layers, **kw),
+    "gpt2": lambda layers, **kw: GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=32,
+        n_layer=layers,
+        n_head=4,
+        n_inner=32,
+        n_positions=140,
+        pad_token_id=0,
+        **SPECIAL,
+        **kw,
+    ),
+    "llama": lambda layers, **kw: LlamaConfig(**LLAMA_LIKE, num_hidden_layers=layers, tie_word_embeddings=True, **kw),
+    "mistral": lambda layers, **kw: MistralConfig(**LLAMA_LIKE, num_hidden_layers=layers, sliding_window=6, **kw),
+    "qwen2": lambda layers, **kw: Qwen2Config(
+        **{name: value for name, value in LLAMA_LIKE.items() if name != "head_dim"}, num_hidden_layers=layers, **kw
+    ),
+    "qwen3": lambda layers, **kw: Qwen3Config(**LLAMA_LIKE, num_hidden_layers=layers, **kw),
+    "gemma": lambda layers, **kw: GemmaConfig(**LLAMA_LIKE, num_hidden_layers=layers, **kw),
+    "vit": lambda layers, **kw: ViTConfig(
+        hidden_size=32,
+        num_attention_heads=4,
+        intermediate_size=32,
+        num_hidden_layers=layers,
+        image_size=8,
+        patch_size=2,
+        **kw,
+    ),
 }
 
 
@@ -79,23 +160,74 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., PreTrainedModel]:
-    """``tiny(family, layers=3, num_labels=2, attention="sdpa", seed=0)``: 4 heads of 8, 32 neurons a layer."""
+    """``tiny(family, layers=3, num_labels=2, attention="sdpa", head=None, seed=0)``: 4 heads of 8 columns, 32 neurons
+    a layer. Families without sdpa are eager."""
 
     def make(
-        family: str = "bert", *, layers: int = 3, num_labels: int = 2, attention: str = "sdpa", seed: int = 0
+        family: str = "bert",
+        *,
+        layers: int = 3,
+        num_labels: int = 2,
+        attention: str = "sdpa",
+        head: Head | None = None,
+        seed: int = 0,
     ) -> PreTrainedModel:
         config = FAMILIES[family](layers, num_labels=num_labels)
+        kind = plain_class(config.model_type, head or LAYOUTS[config.model_type].heads[0])
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)
-            model = AutoModelForSequenceClassification.from_config(config, attn_implementation=attention)
+            model = kind._from_config(config, attn_implementation=attention if kind._supports_sdpa else "eager")
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
                     parameter.normal_(0, 0.2)
                 else:
-                    parameter.normal_(float("norm" in name.lower() and name.endswith("weight")), 0.3)
+                    is_norm = "norm" in name.lower() or "ln_" in name
+                    parameter.normal_(float(is_norm and name.endswith("weight")), 0.3)
         return model.eval()
 
     return make
+
+
+@pytest.fixture
+def modules_elsewhere(tmp_path_factory, monkeypatch) -> None:
+    """transformers copies a folder's code into a cache of its own: a new one."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture(params=list(FAMILIES))
+def any_family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[family for family in FAMILIES if family != "vit"])
+def text_family(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma"])
+def decoder(request) -> str:
+    return request.param
+
+
+@pytest.fixture(params=["right", "left"])
+def batch(request) -> dict[str, torch.Tensor]:
+    """(4, 9) tokens, padded on either side."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 60, (4, 9), generator=generator)
+    mask = torch.arange(9)[None] < torch.tensor([9, 4, 7, 1])[:, None]
+    if request.param == "left":
+        mask = mask.flip(1)
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+@pytest.fixture
+def inputs_of(batch) -> Callable[[PreTrainedModel], dict[str, torch.Tensor]]:
+    """What a model reads: ``batch``, or images."""
+    pixels = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    return lambda model: {"pixel_values": pixels} if model.main_input_name == "pixel_values" else batch
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +302,7 @@ def logits_of() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def make_runtime() -> Callable[..., Runtime]:
-    return lambda seed=0: Runtime(torch.device("cpu"), "fp32", 1, seed)
+    return lambda seed=0, **others: Runtime(torch.device("cpu"), "fp32", 1, seed, **others)
 
 
 @pytest.fixture

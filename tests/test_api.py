@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import autodisc
-from autodisc import api
+from autodisc import api, preparing
 from autodisc.errors import AutodiscError, DataError, ModelError, StudyError
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting.records import read_records
@@ -101,7 +101,7 @@ def test_an_interrupted_search_goes_on_and_chooses_alike(config, searched, tmp_p
     with pytest.raises(KeyboardInterrupt):
         api.search(config(), tmp_path / "out", progress=make_listener("trials", after=2))
     assert not (tmp_path / "out" / "records").exists()
-    monkeypatch.setattr(api, "recover", None)  # done, and found again
+    monkeypatch.setattr(preparing, "recover", None)  # done, and found again
     found = api.search(config(), tmp_path / "out")
     assert chosen(found) == chosen(api.search(config(), searched))
     once = api.search(config(), searched)["cost"]["stages"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -9,14 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from autodisc import api
+from autodisc.cli import main
 from autodisc.config import RuntimeConfig, StudyConfig, TaskConfig, make_config
 from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.exporting import export
 from autodisc.labelling import evaluate_file, predict_file
-from autodisc.models.checkpoints import load_model
+from autodisc.models.checkpoints import load_model, load_tokenizer
+from autodisc.tasks.data import load_task
 from autodisc.tasks.formats import read_conll
+from autodisc.tasks.splits import IGNORED
 
 RUNTIME = {"threads": 1, "precision": "fp32"}
 SEARCH = {
@@ -181,3 +187,134 @@ def test_a_file_of_words_that_has_predictions_or_none_is_refused(tagged, tmp_pat
     path.write_text('{"tokens": ["w1"]}\n')
     with pytest.raises(ConfigError, match="--format parquet"):
         predict_file(tagged / "teacher", path, None, task=task, format="parquet")
+
+
+def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):
+    teacher, data, cache = tagged / "teacher", tagged / "data", tagged / "cache"
+    here = f"--precision fp32 --threads 1 --quiet --cache-dir {cache}"
+
+    def ran(line: str) -> tuple[int, str, str]:
+        code = main(line.split())
+        return code, *capsys.readouterr()
+
+    code, out, err = ran(f"evaluate --model {teacher} --task mine --file {data}/test.conll --json {here}")
+    assert code == 0, err
+    on_file = json.loads(out.splitlines()[-1])
+    code, out, err = ran(f"evaluate --model {teacher} --task mine --data {data} --split test --json {here}")
+    assert code == 0, err
+    on_split = json.loads(out.splitlines()[-1])
+    assert {**on_file, "split": "test"} == on_split
+    code, out, err = ran(f"predict --model {teacher} --file {data}/test.conll --precision fp32 --quiet")
+    assert code == 0, err
+    assert {"tokens", "prediction"} == json.loads(out.splitlines()[0]).keys()
+    code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind classification {here}")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--metric" in err
+    code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind causal-lm {here}")
+    assert code == 2
+    assert "train: no column text or sentence; it has tokens, tags" in err
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory, word_tokenizer) -> Path:
+    """data/ in plain text, where every word but one in four follows from the word before; teacher/ has learnt it."""
+    home, rng = tmp_path_factory.mktemp("written"), random.Random(3)
+    (home / "data").mkdir()
+    for split, count in (("train", 60), ("validation", 20), ("test", 20)):
+        texts = []
+        for _ in range(count):
+            words = [rng.randrange(50)]
+            while len(words) < 30:
+                words.append((7 * words[-1] + 3) % 50 if rng.randrange(4) else rng.randrange(50))
+            texts.append(" ".join(f"w{word}" for word in words))
+        (home / "data" / f"{split}.txt").write_text("\n\n".join(texts))
+    config = LlamaConfig(
+        vocab_size=62,  # two more than the tokenizer's, as real ones are padded
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=140,
+        pad_token_id=0,
+        eos_token_id=3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(home / "plain")
+    tokenizer = copy.deepcopy(word_tokenizer)
+    tokenizer.eos_token = "[SEP]"
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.save_pretrained(home / "plain")
+    recipe = {"epochs": 12, "batch_size": 8, "lr": 1e-2}
+    found = api.finetune(of_text(home, home / "plain", finetune=recipe), home / "teacher")
+    assert found["metric"] > found["floor"] + 0.2
+    return home
+
+
+def of_text(home: Path, teacher: Path, **changes: Any) -> StudyConfig:
+    task = {"name": "text", "data": str(home / "data"), "max_length": 24}
+    return settings(home, teacher, **{"task": task, "distillation": {**DISTILLATION, "top_k": 8}, **changes})
+
+
+def test_text_is_searched_and_distilled_and_the_student_predicts_it(written):
+    config, out = of_text(written, written / "teacher"), written / "study"
+    assert api.search(config, out)["best"] is not None
+    student = api.distill(out)["student"]
+    assert list(student["metrics"]) == ["perplexity", "bits_saved"]
+    assert student["metric"] == student["metrics"]["bits_saved"] > student["floor"] > 0
+    model = load_model(student["path"])
+    assert type(model).__name__ == "LlamaForCausalLM"
+    again = api.evaluate(of_text(written, Path(student["path"])), "test")
+    assert again["metric"] == pytest.approx(student["metric"])
+    nll = again["metrics"]["perplexity"]
+    assert np.log(nll) == pytest.approx((1 - again["metric"]) * np.log(60))
+    prompt = torch.tensor([[10, 20]])
+    assert model.generate(prompt, max_new_tokens=5, do_sample=False).shape == (1, 7)
+    card = (Path(student["path"]) / "README.md").read_text()
+    assert "pipeline_tag: text-generation" in card
+    assert "AutoModelForCausalLM.from_pretrained" in card
+
+
+def test_perplexity_is_that_of_transformers_own_loss(written):
+    config = of_text(written, written / "teacher")
+    found = api.evaluate(config, "validation")
+    model, tokenizer = load_model(written / "teacher"), load_tokenizer(written / "teacher")
+    task = load_task(config.task, tokenizer, seed=0, cache_dir=written / "cache")
+    total = tokens = 0.0
+    for row in task.validation.rows:
+        ids = [*row["input_ids"], *([row["labels"][-1]] if row["labels"][-1] != IGNORED else [])]
+        with torch.no_grad():
+            loss = model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids])).loss
+        total += float(loss) * (len(ids) - 1)
+        tokens += len(ids) - 1
+    assert found["metrics"]["perplexity"] == pytest.approx(np.exp(total / tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["direct", "maxidisc"])
+def test_the_baselines_run_on_text(written, tmp_path, strategy):
+    config = of_text(written, written / "teacher", search={**SEARCH, "sparsities": [0.5]})
+    assert api.baseline(config, strategy, tmp_path / "out")["best"]["final_metric"] > 0
+
+
+@pytest.mark.parametrize("importance", [{"criterion": "fisher"}, {"criterion": "first-order", "rounds": 1}])
+def test_a_study_that_trains_nothing_runs_on_text(written, tmp_path, importance):
+    search = {"sparsities": [0.25, 0.5], "scorer": "pruned", "importance": {**importance, "examples": 16}}
+    found = api.search(of_text(written, written / "teacher", search=search), tmp_path / "out")
+    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE", "COMPLETE"]
+
+
+def test_what_a_search_on_text_will_cost_is_predicted(written):
+    predicted = api.predict_search(of_text(written, written / "teacher"))["predicted"]
+    tokens = 60 * 31
+    likeliest = predicted["stages"]["teacher outputs"]["disk_gib"] * 2**30 / tokens
+    assert likeliest <= 2 * 2 * 32 + 4 * 8 + 4 * 9
+
+
+def test_a_text_is_evaluated_and_has_no_label_to_predict(written, tmp_path):
+    text, runtime = written / "data" / "test.txt", RuntimeConfig(**RUNTIME)
+    task = TaskConfig(name="text", max_length=24)
+    found = evaluate_file(written / "teacher", text, task=task, runtime=runtime)
+    assert found["metrics"] == pytest.approx(api.evaluate(of_text(written, written / "teacher"), "test")["metrics"])
+    with pytest.raises(ModelError, match="is a causal language model, which gives words no tags"):
+        predict_file(written / "teacher", tmp_path / "in.jsonl", tmp_path / "out.jsonl", task=task, runtime=runtime)

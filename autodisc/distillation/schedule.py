@@ -162,7 +162,8 @@ def recover(
     workshop: Workshop,
 ) -> Supernet:
     """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike."""
-    supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking)
+    start = extract(teacher.teacher, ranking, candidates[0])
+    supernet = Supernet(start, ranking, checkpointing=workshop.runtime.checkpointing)
     always = [candidates[0], candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, teacher, candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
@@ -192,7 +193,7 @@ def distill_phase(
 
     Every step trains the target; a sandwich of two or more also the smallest candidate, then random others.
     """
-    supernet = Supernet(start, ranking)
+    supernet = Supernet(start, ranking, checkpointing=workshop.runtime.checkpointing)
     always = list(dict.fromkeys([target, candidates[-1]]))
     settings = training_settings(config, steps=steps, lr=config.lr)
 

@@ -32,7 +32,7 @@ from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
-from autodisc.pruning.layers import running, sliced_layers
+from autodisc.pruning.slicing import running, sliced_layers
 from autodisc.runtime import Runtime, made_with
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split

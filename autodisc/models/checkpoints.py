@@ -30,13 +30,14 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.files import sync, sync_folder
 from autodisc.models.layouts import layout_of
+from autodisc.models.layouts_autodisc import NAMES, Head
 from autodisc.models.modeling_autodisc import (
     CONFIG,
-    NAMES,
+    PRUNED,
     WEIGHTS,
     FolderError,
-    Head,
     Kept,
     adopt,
     head_of,
@@ -153,9 +154,10 @@ def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
 def own_head(model: PreTrainedModel) -> Head:
     """The head of a model in memory; raises ModelError for a class that is none of the layouts'."""
     name = type(model).__name__
-    if name not in NAMES:
-        raise ModelError(f"model: a {name} has none of the heads that are supported; give one of {', '.join(NAMES)}")
-    return NAMES[name][1]
+    if name not in PRUNED:
+        same = [known for known, (family, _) in NAMES.items() if family == model.config.model_type]
+        raise ModelError(f"model: a {name} has none of the heads that are supported; give a {' or '.join(same)}")
+    return PRUNED[name][1]
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
@@ -182,7 +184,9 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
                 tokenizer.save_pretrained(partial)
                 if pruned:
                     seal(partial, sorted({file.name for file in partial.iterdir()} - before))
+        sync_folder(partial)
         _replace(path, partial, former)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -231,7 +235,7 @@ def resolve(name: str | Path) -> str | Path:
     return Path(found.submodule_search_locations[0]) / folder
 
 
-def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, str]]:
+def _opened_by(name: str | Path) -> tuple[str | Path, dict[str, Any]]:
     """What ``from_pretrained`` is given: of a GGUF file its folder, and its name. Its weights become fp32."""
     path = Path(name)
     if path.suffix != GGUF:

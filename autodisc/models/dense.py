@@ -7,20 +7,25 @@ over zeros too, in another order: the last bits may differ). It is as large and 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from transformers import PreTrainedModel
 
 from autodisc.errors import ModelError
 from autodisc.models.checkpoints import own_head, unfilled
-from autodisc.models.layouts import blocks
-from autodisc.models.modeling_autodisc import FolderError, Kept
+from autodisc.models.layouts import Port, blocks
+from autodisc.models.modeling_autodisc import OWN, FolderError, Kept
 
 
 @torch.no_grad()
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of ``model`` without a trace of pruning; raises ModelError where its units' places are not known."""
     own = blocks(model)
+    if type(model).__name__.removeprefix("Pruned") in OWN:
+        raise ModelError(
+            f"model: transformers has no {type(model).__name__}, so nothing would open it without our code"
+        )
     try:
         kept = Kept.of(model.config)
     except FolderError as error:
@@ -39,13 +44,9 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     dense.to(model.dtype)  # type: ignore[arg-type]
     placed = set()
     for block, full, heads, neurons in zip(own, blocks(dense), kept.heads, kept.neurons, strict=True):
-        columns = [head * full.head_size + i for head in heads for i in range(full.head_size)]
-        for small, large in zip(block.attention_in, full.attention_in, strict=True):
-            placed.add(_place(small, large, rows=columns))
-        placed.add(_place(block.attention_out, full.attention_out, columns=columns))
-        for small, large in zip(block.ffn_in, full.ffn_in, strict=True):
-            placed.add(_place(small, large, rows=list(neurons)))
-        placed.add(_place(block.ffn_out, full.ffn_out, columns=list(neurons)))
+        for part, whole, units in zip(block.sublayers, full.sublayers, (heads, neurons), strict=True):
+            for small, large in zip(part.ports, whole.ports, strict=True):
+                placed.add(_place(small, large, units))
     done = {name for name, module in dense.named_modules() if module in placed}
     others = {name: v for name, v in model.state_dict().items() if name.rpartition(".")[0] not in done}
     try:
@@ -57,15 +58,11 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     return dense.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 
-def _place(
-    small: torch.nn.Linear, large: torch.nn.Linear, *, rows: list[int] | None = None, columns: list[int] | None = None
-) -> torch.nn.Linear:
-    """Give ``large`` the weights of ``small`` at these rows or columns, and zeros elsewhere."""
-    where = torch.tensor(columns if rows is None else rows, dtype=torch.long)
-    large.weight.zero_().index_copy_(1 if rows is None else 0, where, small.weight.to(large.weight.device))
-    bias = small.bias.to(large.bias.device)
-    if rows is None:
-        large.bias.copy_(bias)
-    else:
-        large.bias.zero_().index_copy_(0, where, bias)
-    return large
+def _place(small: Port, large: Port, units: Sequence[int]) -> torch.nn.Module:
+    """Give ``large`` the weights of ``small`` at these units, and zeros elsewhere."""
+    where = large.indices(units)
+    for name, (full, axis) in large.tensors().items():
+        full.zero_().index_copy_(axis, where, getattr(small.module, name).to(full))
+    if large.sink and large.module.bias is not None:
+        large.module.bias.copy_(small.module.bias)
+    return large.module

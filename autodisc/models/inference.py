@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from autodisc.costs import Ledger, flop_counter
-from autodisc.models.layouts import blocks, embeddings
+from autodisc.models.layouts import blocks, embeddings, uncached
 from autodisc.models.reading import Reader, read
 from autodisc.progress import Bar
 from autodisc.runtime import Runtime, free_memory, is_out_of_memory
@@ -91,7 +91,7 @@ def forward(
     """Logits (B, V) or (B, T, V) of a batch on the device, in halves where memory is short; booked to ``ledger``."""
     output: torch.Tensor | None = None
     try:
-        with torch.inference_mode(), runtime.autocast():
+        with torch.inference_mode(), uncached(model), runtime.autocast():
             output = model(**model_inputs(model, batch)).logits
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(batch) == 1:
@@ -119,7 +119,9 @@ def counted(model: PreTrainedModel, batch: Batch, ledger: Ledger, kind: Hashable
 
 def count_forward(model: PreTrainedModel, row: Mapping[str, torch.Tensor]) -> ForwardFlops:
     """Run one row (1, T) under torch's FLOP counter; in fp32, for which a CPU compiles no kernels."""
-    with torch.inference_mode(), flop_counter() as counter:
+    if relative_rows(model.config):
+        return _fitted(model)
+    with torch.inference_mode(), uncached(model), flop_counter() as counter:
         by_token = model(**row).logits.dim() == 3
     T = row["input_ids"].shape[1]
     found = {name: {str(op): flops for op, flops in ops.items()} for name, ops in counter.get_flop_counts().items()}
@@ -127,30 +129,61 @@ def count_forward(model: PreTrainedModel, row: Mapping[str, torch.Tensor]) -> Fo
     per_token = [*embeddings(model), *(block.layer for block in blocks(model))]
     tokens = sum(sum(found.get(f"{type(model).__name__}.{names[module]}", {}).values()) for module in per_token)
     total = counter.get_total_flops()
-    pairs = sum(flops for op, flops in found["Global"].items() if "bmm" in op or "attention" in op)
+    layers = [found.get(f"{type(model).__name__}.{names[block.layer]}", {}) for block in blocks(model)]
+    pairs = sum(flops for ops in layers for op, flops in ops.items() if "bmm" in op or "attention" in op)
     head, tokens = (0, total) if by_token else (total - tokens, tokens)
     return ForwardFlops(head, (tokens - pairs) // T, pairs // (T * T))
 
 
+def _fitted(model: PreTrainedModel) -> ForwardFlops:
+    """Counted at three lengths: relative positions are products of neither tokens nor pairs alone."""
+    flops, step = [], 8
+    for T in (step, 2 * step, 3 * step):
+        ids = torch.ones(1, T, dtype=torch.long, device=next(model.parameters()).device)
+        with torch.inference_mode(), flop_counter() as counter:
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
+        flops.append(counter.get_total_flops())
+    pair = (flops[2] - 2 * flops[1] + flops[0]) // (2 * step * step)
+    token = (flops[1] - flops[0]) // step - 3 * step * pair
+    return ForwardFlops(flops[0] - step * token - step * step * pair, token, pair)
+
+
 def forward_macs(model: PreTrainedModel, tokens: int = 128) -> int:
     """Multiply-accumulates of one sequence of ``tokens`` tokens, by torch's FLOP counter."""
-    ids = torch.ones(1, 8, dtype=torch.long, device=next(model.parameters()).device)
+    first = next(model.parameters())
+    if model.main_input_name == "pixel_values":  # of one image
+        size = model.config.image_size
+        with torch.inference_mode(), flop_counter() as counter:
+            model(pixel_values=first.new_zeros(1, model.config.num_channels, size, size))
+        return counter.get_total_flops() // 2
+    ids = torch.ones(1, 8, dtype=torch.long, device=first.device)
     return count_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).of(1, tokens) // 2
 
 
 def saved_macs(model: PreTrainedModel, heads: Sequence[int], neurons: Sequence[int], tokens: int = 128) -> int:
     """By how many a cut of ``model`` to these heads and neurons a layer has fewer; exact, and nothing is run.
 
-    A head's column costs its weights a token, and a product of queries and keys and one of weights and values a pair.
+    A head costs its weights a token, and a product of queries and keys and one of weights and values a pair.
     """
-    total = 0
+    if model.main_input_name == "pixel_values":  # patches, and one token more
+        tokens = (model.config.image_size // model.config.patch_size) ** 2 + 1
+    R, total = relative_rows(model.config), 0
     for layer, block in enumerate(blocks(model)):
-        column = tokens * _weights(block.attention_in, block.attention_out) + 2 * tokens * tokens
-        total += (block.heads - heads[layer]) * block.head_size * column
-        total += (block.neurons - neurons[layer]) * tokens * _weights(block.ffn_in, block.ffn_out)
+        sources, sink = block.attention.sources, block.attention.sink
+        head = tokens * (sum(port.unit_weights for port in sources[:3]) + sink.unit_weights)
+        head += 2 * tokens * tokens * sink.width
+        if R:  # positions go through projections of their own, or through those of queries and keys
+            positions = sources[3:] or sources[1 : 1 + len(model.config.pos_att_type or ())]
+            head += sum(R * port.unit_weights + tokens * R * port.width for port in positions)
+        neuron = tokens * sum(port.unit_weights for port in block.ffn.ports)
+        total += (block.heads - heads[layer]) * head + (block.neurons - neurons[layer]) * neuron
     return total
 
 
-def _weights(sources: Sequence[torch.nn.Linear], sink: torch.nn.Linear) -> int:
-    """Of one unit: its rows and its column."""
-    return sum(linear.weight.shape[1] for linear in sources) + sink.weight.shape[0]
+def relative_rows(config: PretrainedConfig) -> int:
+    """Relative positions that a deberta's attention projects and multiplies with; 0 for other families."""
+    if not getattr(config, "relative_attention", False):
+        return 0
+    most = getattr(config, "max_relative_positions", -1)
+    buckets = getattr(config, "position_buckets", -1)
+    return 2 * (buckets if buckets > 0 else most if most > 0 else config.max_position_embeddings)

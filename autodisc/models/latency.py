@@ -25,7 +25,7 @@ import torch
 from transformers import PreTrainedModel
 
 from autodisc.errors import ConfigError, ModelError
-from autodisc.models.layouts import base_shape, blocks, embeddings
+from autodisc.models.layouts import base_shape, blocks, embeddings, uncached
 from autodisc.models.modeling_autodisc import Kept, resize
 from autodisc.runtime import Runtime
 
@@ -184,8 +184,13 @@ def longest_input(model: PreTrainedModel) -> int | None:
 def random_inputs(
     model: PreTrainedModel, batch: int, length: int, device: torch.device, *, seed: int = 0
 ) -> dict[str, torch.Tensor]:
-    """(B, T) of random tokens, none padded; their types too, where a model has several."""
+    """(B, T) of random tokens, none padded; their types too, where a model has several. Or B images."""
     generator = torch.Generator().manual_seed(seed)
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        return {
+            "pixel_values": torch.randn(batch, model.config.num_channels, size, size, generator=generator).to(device)
+        }
     ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=generator).to(device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "type_vocab_size", 0) > 1:
@@ -194,7 +199,11 @@ def random_inputs(
 
 
 def _forward(model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]) -> Work:
-    return lambda _: model(**inputs)
+    def run(_: int) -> object:
+        with uncached(model):
+            return model(**inputs)
+
+    return run
 
 
 @dataclass(frozen=True)

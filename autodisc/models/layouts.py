@@ -1,26 +1,42 @@
-"""Where each model family keeps its heads and neurons.
+"""The layers of a model as pruning sees them: which it has, their units, and how large they are.
 
-A unit is a slice of the *input of an output projection*: a head is ``head_size`` columns of the attention's
-output projection, a neuron one column of the FFN's. Removing it cuts those columns, and the rows that
-produce them. A layout names the modules; masks, importance, supernet and surgery are written once. The names stand
-in ``modeling_autodisc.py``, since that file has to open a pruned model alone.
+Layouts stand in ``layouts_autodisc.py`` and what is done with them in ``blocks_autodisc.py``, since a pruned model's
+folder has to open alone; masks, importance, supernet and surgery are written once, on blocks.
 
-To add a family: name its modules there, relative to one layer, give it its two classes, and run
-``tests/models/test_families.py`` with a tiny configuration of it. A family whose layout cannot be said in these terms
-is refused. A supernet runs its layers by ``pruning/layers.py``, which takes them as post-norm, with biases and one
-ungated FFN; others need a way there.
+To add a family, some 30 lines:
+
+1. In ``layouts_autodisc.py`` write a ``Layout``, or ``replace`` one that is close, and put it into ``LAYOUTS`` under
+   the ``model_type`` of its configurations. Read the family's modeling file in transformers for:
+   - the linears that make heads (``attention_in``; several stacked in one weight are ``parts``, keys and values that
+     groups of queries share are ``shared``) and the one that takes them, likewise for neurons, and the activation;
+   - whether a layer adds first and normalises then (``norms=None``), or has norms that read the residual stream;
+   - what runs before the first layer (``embeddings``);
+   - attributes that state a number of heads where ``forward`` uses them in a view or a split (``head_counts``,
+     ``head_sizes``): a wrong one is an error, or silently another model;
+   - a position bias that is made once and added in every layer (``shared_bias``): silently another model, if missed;
+   - the names of the configuration's sizes, and settings that bring modules which no name covers (``unknown``).
+2. Give it a tiny configuration in ``tests/conftest.py``: ``tests/models/test_families.py`` then runs for it, and is
+   the judge. A family that cannot be said in these terms (layers that share weights, experts) stays refused.
+
+``standard=True`` is for layers that ``pruning/layers.py`` and ``written.py`` compute by hand; others run through their
+own modules.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from autodisc.errors import ModelError
-from autodisc.models.modeling_autodisc import LAYOUTS, Layout
+from autodisc.models.blocks_autodisc import Block, Port, Sublayer, blocks_of
+from autodisc.models.layouts_autodisc import LAYOUTS, Layout
+
+__all__ = ["LAYOUTS", "Block", "Layout", "Port", "Sublayer", "base_shape", "blocks", "embeddings", "layout_of"]
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
@@ -29,61 +45,27 @@ def layout_of(config: PretrainedConfig) -> Layout:
     if layout is None:
         raise ModelError(
             f"model: family '{config.model_type}' has no layout; supported: {', '.join(sorted(LAYOUTS))}."
-            " Write one in autodisc/models/modeling_autodisc.py."
+            " Write one in autodisc/models/layouts_autodisc.py; autodisc/models/layouts.py says how."
         )
+    for setting in layout.unknown:
+        if getattr(config, setting, None):
+            raise ModelError(
+                f"model: {config.model_type} with {setting}={getattr(config, setting)} has modules that its layout in"
+                " autodisc/models/layouts_autodisc.py does not name; give a model without"
+            )
     return layout
 
 
-@dataclass(frozen=True)
-class Block:
-    """The modules of one layer that own units."""
-
-    layer: nn.Module
-    layout: Layout
-    head_size: int
-
-    @property
-    def attention_in(self) -> list[nn.Linear]:
-        return [_linear(self.layer, name) for name in self.layout.attention_in]
-
-    @property
-    def attention_out(self) -> nn.Linear:
-        return _linear(self.layer, self.layout.attention_out)
-
-    @property
-    def ffn_in(self) -> list[nn.Linear]:
-        return [_linear(self.layer, name) for name in self.layout.ffn_in]
-
-    @property
-    def ffn_out(self) -> nn.Linear:
-        return _linear(self.layer, self.layout.ffn_out)
-
-    @property
-    def heads(self) -> int:
-        return self.attention_out.weight.shape[1] // self.head_size
-
-    @property
-    def neurons(self) -> int:
-        return self.ffn_out.weight.shape[1]
-
-    def declare_heads(self, heads: int) -> None:
-        """Make the attributes that state the number of heads true."""
-        self.layout.declare_heads(self.layer, heads, self.head_size)
-
-
-def _linear(layer: nn.Module, name: str) -> nn.Linear:
-    module = layer.get_submodule(name)
-    if not isinstance(module, nn.Linear):
-        raise ModelError(f"model: {name} is a {type(module).__name__}, not a Linear; give it in floating point")
-    return module
-
-
 def blocks(model: PreTrainedModel) -> list[Block]:
-    """The layers of a model, bottom first; raises ModelError for an unsupported family."""
-    layout = layout_of(model.config)
-    head_size = layout.head_size(model.config)
-    layers: Sequence[nn.Module] = model.base_model.get_submodule(layout.layers)  # type: ignore[assignment]
-    return [Block(layer, layout, head_size) for layer in layers]
+    """The layers of a model, bottom first; raises ModelError for an unsupported family, or linears that are none."""
+    layout_of(model.config)
+    made = blocks_of(model)
+    for port in (port for block in made for sublayer in block.sublayers for port in sublayer.ports):
+        if not isinstance(port.module, nn.Linear | Conv1D):
+            name = next(name for name, module in model.named_modules() if module is port.module)
+            kind = type(port.module).__name__
+            raise ModelError(f"model: {name} is a {kind}, not a Linear; give it in floating point")
+    return made
 
 
 def base_shape(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -93,9 +75,30 @@ def base_shape(config: PretrainedConfig) -> tuple[int, int, int]:
 
 def embeddings(model: PreTrainedModel) -> list[nn.Module]:
     """What runs before the first layer: shared by every candidate, and by teacher and student while frozen."""
-    base = model.base_model
-    names = ("embeddings", "embeddings_project")  # electra projects small embeddings up
-    return [getattr(base, name) for name in names if hasattr(base, name)]
+    found = []
+    for name in layout_of(model.config).embeddings:
+        parent, _, own = name.rpartition(".")
+        module = getattr(model.base_model.get_submodule(parent), own, None)
+        if module is not None:
+            found.append(module)
+    return found
+
+
+@contextlib.contextmanager
+def uncached(model: PreTrainedModel) -> Iterator[None]:
+    """A decoder keeps no keys and values inside, unless asked to: for passes over whole texts."""
+    if "causal" not in layout_of(model.config).heads:
+        yield
+        return
+
+    def ask(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {"use_cache": False, **keywords}
+
+    handle = model.register_forward_pre_hook(ask, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def encoder_parameters(
@@ -108,14 +111,7 @@ def encoder_parameters(
     total = 0
     for layer, block in enumerate(blocks(model)):
         total += sum(p.numel() for p in block.layer.parameters())
-        if heads is not None:
-            total -= (block.heads - heads[layer]) * block.head_size * _unit(block.attention_in, block.attention_out)
-        if neurons is not None:
-            total -= (block.neurons - neurons[layer]) * _unit(block.ffn_in, block.ffn_out)
+        for sublayer, kept in zip(block.sublayers, (heads, neurons), strict=True):
+            if kept is not None:
+                total -= (sublayer.units - kept[layer]) * sum(port.unit_parameters for port in sublayer.ports)
     return total
-
-
-def _unit(sources: Sequence[nn.Linear], sink: nn.Linear) -> int:
-    """Parameters of a neuron, or of one of a head's columns: its rows and their biases, and its column."""
-    rows = sum(linear.weight.shape[1] + (linear.bias is not None) for linear in sources)
-    return rows + sink.weight.shape[0]

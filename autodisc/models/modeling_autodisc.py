@@ -1,11 +1,11 @@
-"""A pruned model, opened from its folder alone. This file travels in the folder; autodisc uses the same code.
+"""A pruned model, opened from its folder alone. This file and the two that it imports travel in the folder.
 
     AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)   (or the head that it has)
 
-needs torch and transformers, not autodisc. ``config.autodisc`` holds per layer the indices of the kept heads and
-neurons in the unpruned architecture, and sha256 digests of the folder's files and of its config. A class here gives
-its linears those sizes before weights are loaded; what is missing, unexpected, of another shape or of other bytes than
-were saved is an error in one line.
+needs torch and transformers, not autodisc, which uses the same code. ``config.autodisc`` holds per layer the indices of
+the kept heads and neurons in the unpruned architecture, and sha256 digests of the folder's files and of its config. A
+class here gives its linears those sizes before weights are loaded; what is missing, unexpected, of another shape or of
+other bytes than were saved is an error in one line.
 """
 
 from __future__ import annotations
@@ -18,25 +18,21 @@ import itertools
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import cached_file
 
-Head = Literal["sequence", "token", "causal", "image"]
-SUFFIXES: dict[Head, str] = {  # of classes, transformers' Auto ones too
-    "sequence": "ForSequenceClassification",
-    "token": "ForTokenClassification",
-    "causal": "ForCausalLM",
-    "image": "ForImageClassification",
-}
+from .blocks_autodisc import blocks_of
+from .layouts_autodisc import LAYOUTS, NAMES, SUFFIXES, Head
 
 FORMAT = 2  # 1 had no digests; such folders open unverified
 CONFIG, WEIGHTS, CODE = "config.json", "model.safetensors", "modeling_autodisc.py"
+CODES = (CODE, "blocks_autodisc.py", "layouts_autodisc.py")  # what travels
 # Says who wrote the file, and computes nothing. ``dtype`` is not among them: from_pretrained loads as it says.
 VOLATILE = ("transformers_version", "_name_or_path", "_commit_hash")
 HUB = ("cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder")
@@ -44,90 +40,6 @@ HUB = ("cache_dir", "proxies", "local_files_only", "token", "revision", "subfold
 
 class FolderError(ValueError):
     """A model's folder is damaged, or its parts do not fit each other."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Module names of one family. ``layers`` is relative to the base model, the others to one layer."""
-
-    prefix: str  # of transformers' class names
-    layers: str
-    attention: str  # the module that mixes tokens; its first output is what leaves it
-    attention_in: tuple[str, ...]  # rows are heads, head_size rows each
-    attention_out: str  # columns are heads
-    ffn_in: tuple[str, ...]  # rows are neurons
-    ffn_out: str  # columns are neurons
-    activation: str
-    head_counts: tuple[str, ...] = ()  # attributes of a layer that must equal its number of heads
-    head_sizes: tuple[str, ...] = ()  # attributes of a layer that must equal heads * head_size
-    config_heads: str = "num_attention_heads"
-    config_neurons: str = "intermediate_size"
-    config_hidden: str = "hidden_size"
-    config_layers: str = "num_hidden_layers"
-    config_activation: str = "hidden_act"
-    heads: tuple[Head, ...] = ("sequence", "token")
-
-    def class_name(self, head: Head) -> str:
-        return self.prefix + SUFFIXES[head]
-
-    def shape(self, config: PreTrainedConfig) -> tuple[int, int, int]:
-        """(layers L, heads H, neurons N a layer) of the unpruned architecture."""
-        return (
-            getattr(config, self.config_layers),
-            getattr(config, self.config_heads),
-            getattr(config, self.config_neurons),
-        )
-
-    def head_size(self, config: PreTrainedConfig) -> int:
-        return getattr(config, self.config_hidden) // getattr(config, self.config_heads)
-
-    def declare_heads(self, layer: nn.Module, heads: int, head_size: int) -> None:
-        """Make the attributes that state the number of heads true."""
-        for names, value in ((self.head_counts, heads), (self.head_sizes, heads * head_size)):
-            for name in names:
-                parent, _, attribute = name.rpartition(".")
-                setattr(layer.get_submodule(parent), attribute, value)
-
-
-_BERT = Layout(
-    prefix="Bert",
-    layers="encoder.layer",
-    attention="attention.self",
-    attention_in=("attention.self.query", "attention.self.key", "attention.self.value"),
-    attention_out="attention.output.dense",
-    ffn_in=("intermediate.dense",),
-    ffn_out="output.dense",
-    activation="intermediate.intermediate_act_fn",
-    head_counts=("attention.self.num_attention_heads",),
-    head_sizes=("attention.self.all_head_size",),
-)
-
-_DISTILBERT = Layout(
-    prefix="DistilBert",
-    layers="transformer.layer",
-    attention="attention",
-    attention_in=("attention.q_lin", "attention.k_lin", "attention.v_lin"),
-    attention_out="attention.out_lin",
-    ffn_in=("ffn.lin1",),
-    ffn_out="ffn.lin2",
-    activation="ffn.activation",
-    head_counts=("attention.n_heads",),
-    config_heads="n_heads",
-    config_neurons="hidden_dim",
-    config_hidden="dim",
-    config_layers="n_layers",
-    config_activation="activation",
-)
-
-LAYOUTS: dict[str, Layout] = {
-    "bert": _BERT,
-    "roberta": replace(_BERT, prefix="Roberta"),
-    "electra": replace(_BERT, prefix="Electra"),
-    "distilbert": _DISTILBERT,
-}
-NAMES: dict[str, tuple[str, Head]] = {
-    layout.class_name(head): (family, head) for family, layout in LAYOUTS.items() for head in layout.heads
-}
 
 
 @dataclass(frozen=True)
@@ -183,78 +95,13 @@ def check_format(entry: Any) -> None:
         raise FolderError(f"config.autodisc.{more[0][:40]}: unknown in format {found}. Upgrade autodisc.")
 
 
-class Unitless(nn.Linear):
-    """A projection without rows, or without columns: no product is left to run.
-
-    Hooks see what they would see of any linear with no features on one side.
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.out_features:
-            return x[..., :0]
-        # A view of a parameter made in inference mode claims a gradient that it has not; torch's FLOP counter stumbles.
-        bias = self.bias if torch.is_grad_enabled() else self.bias.detach()
-        return bias.expand(*x.shape[:-1], -1)
-
-
-class Headless(nn.Module):
-    """A self-attention without a head: its unitless projections, of what enters it, and neither scores nor sums."""
-
-    def forward(self, hidden_states: torch.Tensor, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query, _key, _value, *out = (module for module in self.children() if isinstance(module, Unitless))
-        B, T = hidden_states.shape[:2]
-        # Weights where others give theirs: a layer keeps its place among those that are recorded.
-        eager = self.config._attn_implementation == "eager"  # type: ignore[union-attr]
-        weights = hidden_states.new_empty(B, 0, T, T) if eager else None
-        context = query(hidden_states)  # (B, T, 0)
-        return (out[0](context) if out else context), weights
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """A pickle finds no class by the name of one that was made."""
-        return _remade, (type(self).__bases__[1],), self.__dict__
-
-
-@functools.cache
-def headless(kind: type[nn.Module]) -> type[Headless]:
-    """``kind`` without a head: a subclass, since transformers records attentions by their class."""
-    return type(f"Headless{kind.__name__}", (Headless, kind), {"__module__": __name__})
-
-
-def _remade(kind: type[nn.Module]) -> Headless:
-    return headless(kind).__new__(headless(kind))
-
-
 def resize(model: PreTrainedModel, kept: Kept) -> None:
-    """Cut each layer's linears to the kept number of units: first rows and columns, for weights to be loaded into.
+    """Cut each layer to the kept number of units: the first ones, for weights to be loaded into.
 
-    A block without units is left as norm(x + output bias), the value that empty products would give to the bit.
+    A block without units is left as its output bias, the value that empty products would give to the bit.
     """
-    layout = LAYOUTS[model.config.model_type]
-    head_size = layout.head_size(model.config)
-    layers = model.base_model.get_submodule(layout.layers).children()
-    for layer, heads, neurons in zip(layers, kept.heads, kept.neurons, strict=True):
-        for sources, sink, width in (
-            (layout.attention_in, layout.attention_out, len(heads) * head_size),
-            (layout.ffn_in, layout.ffn_out, len(neurons)),
-        ):
-            for name in sources:
-                _cut(layer.get_submodule(name), rows=width)
-            _cut(layer.get_submodule(sink), columns=width)
-        layout.declare_heads(layer, len(heads), head_size)
-        if not heads:
-            attention = layer.get_submodule(layout.attention)
-            attention.__class__ = headless(type(attention))  # type: ignore[arg-type]
-        if not neurons:
-            layer.set_submodule(layout.activation, nn.Identity())
-
-
-def _cut(linear: nn.Module, *, rows: int | None = None, columns: int | None = None) -> None:
-    assert type(linear) is nn.Linear, f"a {type(linear).__name__}"
-    linear.weight = nn.Parameter(linear.weight.detach()[:rows, :columns].clone())
-    linear.bias = nn.Parameter(linear.bias.detach()[:rows].clone())
-    linear.out_features, linear.in_features = linear.weight.shape
-    if not linear.weight.numel():
-        linear.__class__ = Unitless
+    for block, heads, neurons in zip(blocks_of(model), kept.heads, kept.neurons, strict=True):
+        block.select(range(len(heads)), range(len(neurons)), places=heads)
 
 
 class Pruned(PreTrainedModel):
@@ -315,16 +162,63 @@ class Pruned(PreTrainedModel):
         """As transformers' own, with digests, which a push uploads too. Weights are one file, whatever their size."""
         if is_main_process:
             super().save_pretrained(save_directory, state_dict=state_dict, max_shard_size="1000TB", **kwargs)
-            seal(save_directory, (WEIGHTS, CODE))
+            seal(save_directory, (WEIGHTS, *CODES))
         if push_to_hub:  # saves again, elsewhere, and uploads that
             PreTrainedModel.push_to_hub(self, kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
 
 
+@functools.cache
+def _t5_encoder_classifier() -> type[PreTrainedModel]:
+    """The encoder of a T5 with a linear head on the mean of its tokens: transformers has none."""
+    from transformers.modeling_outputs import SequenceClassifierOutput
+    from transformers.models.t5.modeling_t5 import T5EncoderModel, T5PreTrainedModel
+
+    class T5EncoderForSequenceClassification(T5PreTrainedModel):
+        _auto_class = "AutoModelForSequenceClassification"
+        _keys_to_ignore_on_load_unexpected = ["decoder", "lm_head"]  # noqa: RUF012
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.transformer = T5EncoderModel(config)
+            self.dropout = nn.Dropout(config.classifier_dropout)
+            self.classifier = nn.Linear(config.d_model, config.num_labels)
+            self.post_init()
+
+        def forward(
+            self,
+            input_ids: torch.Tensor | None = None,
+            attention_mask: torch.Tensor | None = None,
+            inputs_embeds: torch.Tensor | None = None,
+            labels: torch.Tensor | None = None,
+            **others: Any,
+        ) -> SequenceClassifierOutput:
+            out = self.transformer(input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **others)
+            states = out.last_hidden_state  # (B, T, C)
+            real = torch.ones_like(states[..., :1]) if attention_mask is None else attention_mask[..., None]
+            mean = (states * real).sum(1) / real.sum(1).clamp(min=1)
+            logits = self.classifier(self.dropout(mean))
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+            return SequenceClassifierOutput(
+                loss=loss, logits=logits, hidden_states=out.hidden_states, attentions=out.attentions
+            )
+
+    T5EncoderForSequenceClassification.__qualname__ = T5EncoderForSequenceClassification.__name__
+    return T5EncoderForSequenceClassification
+
+
+OWN = {"T5EncoderForSequenceClassification": _t5_encoder_classifier}  # classes that transformers has not
+PRUNED = {**NAMES, **{f"Pruned{name}": NAMES[name] for name in OWN}}  # class names: (family, head)
+
+
 def plain_class(family: str, head: Head) -> type[PreTrainedModel]:
-    """transformers' class of a family."""
+    """The class of unpruned models: transformers', or one of ``OWN``."""
+    if (name := LAYOUTS[family].class_name(head)) in OWN:
+        return OWN[name]()
     module = family.replace("-", "_")
     found: type[PreTrainedModel] = getattr(
-        importlib.import_module(f"transformers.models.{module}.modeling_{module}"), LAYOUTS[family].class_name(head)
+        importlib.import_module(f"transformers.models.{module}.modeling_{module}"), name
     )
     return found
 
@@ -337,30 +231,33 @@ def pruned_class(family: str, head: Head) -> type[Pruned]:
     save_pretrained writes this file and its auto_map.
     """
     parent = plain_class(family, head)
-    more = {"__module__": __name__, "_auto_class": f"AutoModel{SUFFIXES[head]}"}
-    return type(parent.__name__, (Pruned, parent), more)
+    name = f"Pruned{parent.__name__}" if parent.__name__ in OWN else parent.__name__
+    return type(name, (Pruned, parent), {"__module__": __name__, "_auto_class": f"AutoModel{SUFFIXES[head]}"})
 
 
 def __getattr__(name: str) -> Any:
-    """Pruned classes by name, as transformers and pickles ask for them."""
-    if name not in NAMES:
+    """Classes by name, as transformers and pickles ask for them."""
+    if name in OWN:
+        return OWN[name]()
+    if name not in PRUNED:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return pruned_class(*NAMES[name])
+    return pruned_class(*PRUNED[name])
 
 
 def head_of(config: PreTrainedConfig) -> Head | None:
     """The head that a saved model has; None where it has none of these."""
     for name in getattr(config, "architectures", None) or ():
-        if name in NAMES:
-            return NAMES[name][1]
+        if name in PRUNED:
+            return PRUNED[name][1]
     return None
 
 
 def adopt(model: PreTrainedModel) -> Pruned:
     """A model of a pruned class with the parameters of ``model``, none copied: to be saved, not run."""
     with torch.device("meta"):
-        made = pruned_class(*NAMES[type(model).__name__])(copy.deepcopy(model.config))
+        made = pruned_class(*PRUNED[type(model).__name__])(copy.deepcopy(model.config))
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
+    made.tie_weights()
     return made
 
 
@@ -387,14 +284,14 @@ def verify_model(where: str | os.PathLike[str], **hub: Any) -> None:
         raise FolderError(_changed(CONFIG))
     _compare(where, hub, digests, [WEIGHTS])
     if _find(where, CODE, hub):  # without it, the folder opens by autodisc.load
-        _compare(where, hub, digests, [CODE])
+        _compare(where, hub, digests, [name for name in digests if name in CODES])
 
 
 def verify_tokenizer(where: str | os.PathLike[str], **hub: Any) -> None:
     """Raise FolderError unless the tokenizer's files that were saved with the model are still those."""
     _, digests = _recorded(where, hub)
     if digests is not None:
-        _compare(where, hub, digests, [name for name in digests if name not in (CONFIG, WEIGHTS, CODE)])
+        _compare(where, hub, digests, [name for name in digests if name not in (CONFIG, WEIGHTS, *CODES)])
 
 
 def _recorded(where: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -405,7 +302,8 @@ def _recorded(where: str | os.PathLike[str], hub: dict[str, Any]) -> tuple[dict[
         raise FolderError(f"{CONFIG}: expected a JSON object")
     entry = values.get("autodisc")
     if entry is None:
-        if CODE.removesuffix(".py") in str(values.get("auto_map")):
+        whole = set(values.get("architectures") or ()) <= set(OWN)
+        if CODE.removesuffix(".py") in str(values.get("auto_map")) and not whole:
             raise FolderError(f"config.autodisc: missing, but {CODE} is to open it. {AGAIN}")
         return values, None
     check_format(entry)

@@ -1,6 +1,6 @@
 """A classifier with its layers written out for the kernels: the same logits but for rounding, and sooner.
 
-x -> norm(x + o(attention(x)) + b_o) -> norm(x + down(act(up(x))) + b_down)      (post-norm, as every family has it)
+x -> norm(x + o(attention(x)) + b_o) -> norm(x + down(act(up(x))) + b_down)      (layouts that are ``standard``)
 
 In rows (B·T, C):
 - Query, key and value are one product, the scale of the scores is in its weights, and an empty block is its norm alone.
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from autodisc.models.checkpoints import own_head
 from autodisc.models.layouts import Block, blocks, embeddings, layout_of
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what Written takes, in its order
@@ -34,6 +35,11 @@ def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
     """Those of ``INPUTS`` that a model reads: distilbert's knows no token types, and its teacher's texts have them."""
     known = inspect.signature(model.forward).parameters
     return tuple(name for name in INPUTS if name in known)
+
+
+def can_be_written(model: PreTrainedModel) -> bool:
+    """Whether a model is a classifier of sequences with layers of that shape."""
+    return layout_of(model.config).standard and own_head(model) == "sequence"
 
 
 class Written(nn.Module):

@@ -25,7 +25,7 @@ from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
-from autodisc.models.layouts import blocks
+from autodisc.models.layouts import Port, blocks, uncached
 from autodisc.models.losses import labelled
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking, Unit
@@ -47,9 +47,9 @@ class _Moments:
     gradients: torch.Tensor  # (C, C)
 
     @classmethod
-    def none(cls, linear: nn.Linear) -> _Moments:
-        outputs, columns = linear.weight.shape
-        new = linear.weight.new_zeros
+    def none(cls, sink: Port) -> _Moments:
+        outputs, columns = sink.matrix.shape
+        new = sink.module.weight.new_zeros
         return cls(0, new(columns), new(columns, columns), new(outputs, outputs))
 
     def covariance(self) -> torch.Tensor:
@@ -57,7 +57,7 @@ class _Moments:
         return self.squares.double() - torch.outer(self.inputs.double(), self.inputs.double()) / max(self.tokens, 1)
 
 
-Moments = Mapping[nn.Linear, _Moments]  # by output projection
+Moments = Mapping[nn.Module, _Moments]  # by output projection
 
 
 def rank_by_fisher(
@@ -74,10 +74,10 @@ def removal_order(model: PreTrainedModel, moments: Moments, only: Collection[int
     """The greedy order over all layers, or ``only`` some. Its cost depends on the widths alone."""
     layers, kept = blocks(model), Kept.of(model.config)
     chosen = [i for i in range(len(layers)) if only is None or i in only]
-    attentions = {i: (layers[i].attention_out, layers[i].head_size) for i in chosen if layers[i].heads}
-    ffns = {i: (layers[i].ffn_out, 1) for i in chosen if layers[i].neurons}
+    attentions = {i: layers[i].attention.sink for i in chosen if layers[i].heads}
+    ffns = {i: layers[i].ffn.sink for i in chosen if layers[i].neurons}
     heads, neurons = (
-        _order({i: _Layer(sink, moments[sink], width) for i, (sink, width) in sinks.items()}, at_once=at_once)
+        _order({i: _Layer(sink, moments[sink.module]) for i, sink in sinks.items()}, at_once=at_once)
         for sinks, at_once in ((attentions, 1), (ffns, NEURON_MULTIPLE))
     )
     return Ranking(
@@ -91,8 +91,9 @@ def second_moments(
     model: PreTrainedModel, split: Split, *, batch_size: int, task: Task, runtime: Runtime, ledger: Ledger, bar: Bar
 ) -> Moments:
     """What enters every output projection that has units left, and the Fisher gradients of what leaves it."""
-    sinks = [s for block in blocks(model) for s in (block.attention_out, block.ffn_out) if s.weight.shape[1]]
-    moments = {sink: _Moments.none(sink) for sink in sinks}
+    ports = [sublayer.sink for block in blocks(model) for sublayer in block.sublayers if sublayer.units]
+    moments: dict[nn.Module, _Moments] = {port.module: _Moments.none(port) for port in ports}
+    sinks = [port.module for port in ports]
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
     frozen = [(p, p.requires_grad) for p in model.parameters()]
     handles = [sink.register_forward_hook(_remember(seen)) for sink in sinks]
@@ -108,7 +109,7 @@ def second_moments(
             real = batch.inputs["attention_mask"].bool()
             seen.clear()
             with ledger.count(("fisher",), batch.padded_tokens):
-                with trainable_attention(model, runtime), runtime.autocast():
+                with uncached(model), trainable_attention(model, runtime), runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
                 if not torch.isfinite(logits).all():
                     raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
@@ -160,11 +161,11 @@ def _remember(seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]]) -> Calla
 class _Layer:
     """One layer's units of a kind while they are being removed; ``width`` columns each."""
 
-    def __init__(self, linear: nn.Linear, moments: _Moments, width: int) -> None:
-        self.width, self.weight = width, linear.weight.detach().double()  # (C, columns)
+    def __init__(self, sink: Port, moments: _Moments) -> None:
+        self.width, self.weight = sink.width, sink.matrix.detach().double().contiguous()  # (C, columns)
         self.weighted = _damped(moments.gradients.double()) @ self.weight  # G W
         self.inverse = torch.linalg.inv(_damped(moments.covariance()))
-        self.units = torch.arange(self.weight.shape[1] // width, device=self.weight.device)  # their positions
+        self.units = torch.arange(sink.units, device=self.weight.device)  # their positions
         self.left = torch.ones_like(self.units, dtype=torch.bool)
         self.costs = self._costs()
 

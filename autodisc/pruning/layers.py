@@ -1,6 +1,6 @@
 """A transformer layer that runs as a prefix of its units, forward and backward written out.
 
-x -> a = norm(x + attention(x)) -> norm(a + ffn(a))        (post-norm, as in every family of ``models/layouts.py``)
+x -> a = norm(x + attention(x)) -> norm(a + ffn(a))        (post-norm: layouts that are ``standard``)
 
 Through its modules a layer spends most of its time beside the matrix products: query, key and value each cast what
 they read, and autograd passes over memory for every cast, slice, copy and addition. Here a layer is one node of the
@@ -13,41 +13,20 @@ Dropout is left out: distillation has none (``TrainingSettings.dropout``).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.activations import ACT2FN
 
-from autodisc.models.layouts import Block, blocks, layout_of
+from autodisc.models.layouts import Block
 
 # In training on a CPU the rows of a bf16 product are padded to a multiple of this: the library compiles a kernel for
 # every shape, and batches of one budget of tokens differ by a few rows (sst2: 26 shapes become 2).
 ROWS = 64
 
 Forward = Callable[..., torch.Tensor]
-
-
-@contextlib.contextmanager
-def running(model: PreTrainedModel, forwards: Sequence[Forward]) -> Iterator[PreTrainedModel]:
-    """The layers of ``model`` do what ``forwards`` say inside, and their own again outside."""
-    modules = [block.layer for block in blocks(model)]
-    try:
-        for module, forward in zip(modules, forwards, strict=True):
-            module.forward = forward
-        yield model
-    finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)  # the class's own is below it
-
-
-def sliced_layers(model: PreTrainedModel) -> list[SlicedLayer]:
-    activation = ACT2FN[getattr(model.config, layout_of(model.config).config_activation)]
-    return [SlicedLayer(block, activation.forward) for block in blocks(model)]
 
 
 class SlicedLayer:

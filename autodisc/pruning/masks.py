@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from autodisc.models.layouts import blocks
+from autodisc.models.layouts import blocks, uncached
 
 
 @contextlib.contextmanager
@@ -22,10 +22,12 @@ def masked(
     """Run ``model`` with units masked: per layer (H,) and (N,), or per example (B, H) and (B, N)."""
     handles = []
     try:
-        for block, head_mask, neuron_mask in zip(blocks(model), head_masks, neuron_masks, strict=True):
-            handles.append(block.attention_out.register_forward_pre_hook(_multiply(head_mask, block.head_size)))
-            handles.append(block.ffn_out.register_forward_pre_hook(_multiply(neuron_mask, 1)))
-        yield model
+        for block, *masks in zip(blocks(model), head_masks, neuron_masks, strict=True):
+            for sublayer, mask in zip(block.sublayers, masks, strict=True):
+                sink = sublayer.sink
+                handles.append(sink.module.register_forward_pre_hook(_multiply(mask, sink.width)))
+        with uncached(model):
+            yield model
     finally:
         for handle in handles:
             handle.remove()

@@ -4,6 +4,7 @@ min over W, b of  Σ over tokens ‖(r + W x + b) − (r' + y')‖² + ρ‖W �
 
 x is what reaches an output projection in the pruned model, y' what the teacher's projection gives for the same token;
 r and r' are what the residual connection adds in each, so a layer also sets right what those below it left over.
+There is no b where the projection has none.
 Least-squares reconstruction of pruned layers: He et al. 2017 (arXiv:1707.06168), Luo et al. 2017 (arXiv:1707.06342).
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger
-from autodisc.models.layouts import Block, blocks
+from autodisc.models.layouts import Block, Port, blocks, uncached
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, shapes
 from autodisc.tasks.data import Split, Task
@@ -51,66 +52,70 @@ def refit(
         hidden = taught = [call.hidden for call in calls]
         for layer, (mine, full) in enumerate(zip(own, theirs, strict=True)):
             if any(lost[: layer + 1]):
-                sublayers = list(zip(_sublayers(mine), _sublayers(full), strict=True))
-                sources, sinks = zip(*_sublayers(full), strict=True)
-                taught, there = _run(full, taught, calls, runtime, entering=sources, leaving=sinks)
-                for (source, sink), (their_source, their_sink) in sublayers:  # the FFN sees the refitted attention
-                    _, here = _run(mine, hidden, calls, runtime, entering=[source, sink])
-                    residual = there[their_source, "in"] - here[source, "in"]
-                    _solve(sink, here[sink, "in"], there[their_sink, "out"] + residual)
-            hidden, _ = _run(mine, hidden, calls, runtime)
+                readers = [sublayer.reader for sublayer in full.sublayers]
+                sinks = [sublayer.sink.module for sublayer in full.sublayers]
+                taught, there = _run(full, taught, calls, layer, runtime, entering=readers, leaving=sinks)
+                for own_part, their_part in zip(mine.sublayers, full.sublayers, strict=True):
+                    reader, sink = own_part.reader, own_part.sink.module
+                    # The FFN sees the refitted attention.
+                    _, here = _run(mine, hidden, calls, layer, runtime, entering=[reader, sink])
+                    residual = there[their_part.reader, "in"] - here[reader, "in"]
+                    _solve(own_part.sink, here[sink, "in"], there[their_part.sink.module, "out"] + residual)
+            hidden, _ = _run(mine, hidden, calls, layer, runtime)
             if not any(lost[: layer + 1]):
                 taught = hidden
 
 
 @dataclass(frozen=True)
 class _Call:
-    """How a model calls its layers on one batch: the first one's input (B, T, C), all else, and what is real (B, T)."""
+    """How a model calls its layers on one batch: the first one's input (B, T, C), all else that each is given, and
+    what is real (B, T)."""
 
     hidden: torch.Tensor
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any]
+    others: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
     real: torch.Tensor
 
 
 class _Stop(Exception):
-    """The first layer has been reached; the rest of the model need not run."""
+    """The last layer has been reached; the rest of the model need not run."""
 
 
 def _calls(model: PreTrainedModel, split: Split, task: Task, runtime: Runtime) -> list[_Call]:
+    """From one pass of the whole model: layers may differ in their masks, and get what those below them made."""
+    calls: list[_Call] = []
     seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    real: list[torch.Tensor] = []
+    layers = [block.layer for block in blocks(model)]
 
     def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         seen.append((arguments, keywords))
-        raise _Stop
+        if layer is layers[-1]:
+            raise _Stop
 
-    handle = blocks(model)[0].layer.register_forward_pre_hook(hook, with_kwargs=True)
+    handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
     try:
         for batch in batches(split, batch_size=BATCH, pad_token_id=task.pad_token_id, generator=None):
             batch = batch.to(runtime.device)
-            real.append(batch.inputs["attention_mask"].bool())
-            with contextlib.suppress(_Stop), runtime.autocast():
+            seen.clear()
+            with contextlib.suppress(_Stop), uncached(model), runtime.autocast():
                 model(**batch.inputs)
+            others = [(arguments[1:], keywords) for arguments, keywords in seen]
+            calls.append(_Call(seen[0][0][0], others, batch.inputs["attention_mask"].bool()))
     finally:
-        handle.remove()
-    return [_Call(args[0], args[1:], keywords, mask) for (args, keywords), mask in zip(seen, real, strict=True)]
-
-
-def _sublayers(block: Block) -> list[tuple[nn.Linear, nn.Linear]]:
-    """Attention and FFN: a linear that reads what enters the sublayer, its residual, and the output projection."""
-    return [(block.attention_in[0], block.attention_out), (block.ffn_in[0], block.ffn_out)]
+        for handle in handles:
+            handle.remove()
+    return calls
 
 
 def _run(
     block: Block,
     hidden: list[torch.Tensor],
     calls: list[_Call],
+    layer: int,
     runtime: Runtime,
-    entering: Sequence[nn.Linear] = (),
-    leaving: Sequence[nn.Linear] = (),
+    entering: Sequence[nn.Module] = (),
+    leaving: Sequence[nn.Module] = (),
 ) -> tuple[list[torch.Tensor], Seen]:
-    """A layer's output for every batch, and what entered and left some of its linears at real tokens."""
+    """A layer's output for every batch, and what entered and left some of its modules at real tokens."""
     taken: dict[tuple[nn.Module, str], list[torch.Tensor]] = {}
     following = []
     for states, call in zip(hidden, calls, strict=True):
@@ -125,7 +130,8 @@ def _run(
         handles += [linear.register_forward_hook(leave) for linear in leaving]
         try:
             with runtime.autocast():  # one a call: a context keeps its casts of weights, and these are being refitted
-                out = block.layer(states, *call.arguments, **call.keywords)
+                arguments, keywords = call.others[layer]
+                out = block.layer(states, *arguments, **keywords)
         finally:
             for handle in handles:
                 handle.remove()
@@ -133,13 +139,17 @@ def _run(
     return following, {key: torch.cat(parts) for key, parts in taken.items()}
 
 
-def _solve(linear: nn.Linear, x: torch.Tensor, y: torch.Tensor) -> None:
-    """Ridge regression of ``y`` (tokens, C) on ``x`` (tokens, columns), towards the present weights of ``linear``."""
+def _solve(sink: Port, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Ridge regression of ``y`` (tokens, C) on ``x`` (tokens, columns), towards the present weights of ``sink``."""
+    weight, bias = sink.matrix, sink.module.bias
     mean_x, mean_y = x.mean(0), y.mean(0)
+    if bias is None:
+        mean_x, mean_y = torch.zeros_like(mean_x), torch.zeros_like(mean_y)
     if x.shape[1]:
         x = x - mean_x
         gram = x.T @ x
-        missing = x.T @ (y - mean_y) - gram @ linear.weight.T
+        missing = x.T @ (y - mean_y) - gram @ weight.T
         gram.diagonal().add_(RIDGE * gram.diagonal().mean().clamp_min(torch.finfo(gram.dtype).tiny))
-        linear.weight += torch.linalg.solve(gram, missing).T
-    linear.bias.copy_(mean_y - linear.weight @ mean_x)
+        weight += torch.linalg.solve(gram, missing).T
+    if bias is not None:
+        bias.copy_(mean_y - weight @ mean_x)

@@ -1,7 +1,7 @@
 """One set of weights that runs as any candidate.
 
 The units of each layer are reordered, the most important first, so every candidate is a prefix slice of the same
-weights, and compute falls with scale (``layers.py``).
+weights, and compute falls with scale (``layers.py``, ``slicing.py``).
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from transformers import PreTrainedModel
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
 from autodisc.pruning.candidates import Candidate, Ranking
-from autodisc.pruning.layers import running, sliced_layers
-from autodisc.pruning.surgery import keep, positions, select_units
+from autodisc.pruning.slicing import running, sliced_layers
+from autodisc.pruning.surgery import keep, positions
 
 
 class Supernet:
-    """A copy of ``model`` with its units in ranking order. ``model`` may itself be a pruned one."""
+    """A copy of ``model`` with its units in ranking order. ``model`` may itself be a pruned one.
 
-    def __init__(self, model: PreTrainedModel, ranking: Ranking) -> None:
+    With ``checkpointing`` training keeps what enters a layer and computes the rest again: the memory of one layer.
+    """
+
+    def __init__(self, model: PreTrainedModel, ranking: Ranking, *, checkpointing: bool = False) -> None:
         self.ranking = ranking
         self.model = copy.deepcopy(model)
         kept = Kept.of(model.config)
@@ -30,12 +33,12 @@ class Supernet:
         self._heads = _present(orders[0], kept.heads)
         self._neurons = _present(orders[1], kept.neurons)
         for layer, block in enumerate(blocks(self.model)):
-            select_units(
-                block,
+            block.select(
                 positions(kept.heads[layer], self._heads[layer]),
                 positions(kept.neurons[layer], self._neurons[layer]),
             )
-        self._layers = sliced_layers(self.model)
+        self._layers = sliced_layers(self.model, checkpointing=checkpointing)
+        self._checkpointing = checkpointing
 
     @contextlib.contextmanager
     def active(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
@@ -43,15 +46,15 @@ class Supernet:
         widths = list(zip(self._layers, candidate.heads, candidate.neurons, strict=True))
         if any(heads > layer.heads or neurons > layer.neurons for layer, heads, neurons in widths):
             raise ValueError(f"candidate of sparsity {candidate.sparsity} is larger than the supernet")
-        with running(self.model, [layer.forward(heads, neurons) for layer, heads, neurons in widths]) as model:
+        forwards = [layer.forward(heads, neurons) for layer, heads, neurons in widths]
+        with running(self.model, forwards, checkpointing=self._checkpointing) as model:
             yield model
 
     def extract(self, candidate: Candidate) -> PreTrainedModel:
         """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher)."""
         plain = copy.deepcopy(self.model)
         for layer, block in enumerate(blocks(plain)):
-            select_units(
-                block,
+            block.select(
                 _ascending(self._heads[layer][: candidate.heads[layer]]),
                 _ascending(self._neurons[layer][: candidate.neurons[layer]]),
             )

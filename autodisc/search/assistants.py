@@ -35,6 +35,7 @@ from autodisc.search.storage import (
     enqueue_failed,
     enqueue_missing,
     of_record,
+    quiet_optuna,
     reseed,
     tell,
     waiting,
@@ -130,27 +131,28 @@ def join_study(
     with (
         workshop.progress.stage(STAGE, total * _batches(workshop)) as bar,
         contextlib.closing(shared.trials(queued)) as trials,
+        quiet_optuna(),
     ):
         bar.advance(min(completed(shared.study), total) * _batches(workshop))
         for trial in trials:
-            candidate = candidates[_suggest(trial, config, points)]
-            judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
             try:
+                candidate = candidates[_suggest(trial, config, points)]
+                judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
                 with workshop.ledger.stage(STAGE):
                     (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
-            except Exception as error:
-                tell(shared.study, trial, error)
-                raise
-            let_go(opened)
-            workshop.book()  # before the trial that it paid for is told
-            try:
+                let_go(opened)
+                workshop.book()  # before the trial that it paid for is told
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(candidate))
                 _settle(shared.study, trial, found, config, watch, workshop.tracker)
                 taken += 1
-            except (UpdateFinishedTrialError, ValueError):
+            except Exception as error:
                 if shared.is_ours(trial):
+                    tell(shared.study, trial, error)
                     raise
+                if not isinstance(error, (UpdateFinishedTrialError, ValueError)):
+                    raise
+                # ValueError is what Optuna says of a trial that has been told.
                 workshop.progress.say(f"trial {trial.number}: no sign of this process for too long; another takes it")
     return taken
 

@@ -69,7 +69,7 @@ def _ray() -> Iterator[Died]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told what runs here
     try:
         import ray
-        from ray.util.joblib import register_ray
+        from ray.util.joblib.ray_backend import RayBackend
     except ImportError:
         raise ConfigError("backend: ray is not installed; pip install 'autodisc[ray]', or give loky") from None
     ours = not ray.is_initialized()
@@ -79,8 +79,10 @@ def _ray() -> Iterator[Died]:
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise ConfigError(f"backend: Ray cannot be reached ({one_line(error, 100)}); see RAY_ADDRESS") from None
     try:
-        register_ray()
-        with joblib.parallel_config(backend="ray"):
+        # Ray's pool tells of every call as it ends; the class that its backend is of, of fork's pool, says it does not.
+        backend = type("AsTheyEnd", (RayBackend,), {"supports_return_generator": True})
+        joblib.register_parallel_backend(RAY, backend)
+        with joblib.parallel_config(backend=RAY):
             yield (ray.exceptions.RayError,)
     finally:
         if ours:

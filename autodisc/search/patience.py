@@ -18,7 +18,14 @@ from typing import Any
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, ProgrammingError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    ProgrammingError,
+)
 
 from autodisc.errors import AutodiscError, one_line
 
@@ -57,7 +64,8 @@ def is_away(error: BaseException) -> bool:
     """Whether the database could not be reached, or gave up under the call, rather than refused it."""
     cause = error.__cause__ if isinstance(error, StorageInternalError) else error
     lost = isinstance(cause, DBAPIError) and cause.connection_invalidated
-    return lost or isinstance(cause, (OperationalError, InterfaceError))
+    # The last: of what Optuna still asked of a session whose connection had gone.
+    return lost or isinstance(cause, (OperationalError, InterfaceError, PendingRollbackError))
 
 
 def _patiently(name: str) -> Callable[..., Any]:

@@ -129,13 +129,10 @@ class SharedStudy:
     def _claim(self, alive: contextlib.ExitStack) -> optuna.Trial | None:
         """A waiting trial that is this process's from now on, and shows so until ``alive`` ends."""
         for waiting in self._of(TrialState.WAITING):
-            with contextlib.ExitStack() as signs:
+            with contextlib.ExitStack() as signs, contextlib.suppress(UpdateFinishedTrialError):
                 if not signs.enter_context(self._alive(waiting)):
                     continue
-                try:
-                    if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
-                        continue
-                except UpdateFinishedTrialError:
+                if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
                     continue
                 trial = optuna.Trial(self.study, waiting._trial_id)
                 if self._is_duplicate(waiting):

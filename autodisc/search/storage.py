@@ -50,6 +50,11 @@ def open_storage(
     raise StudyError(f"search.storage: '{shown}' cannot be opened ({reason}); give an Optuna storage URL")
 
 
+def study_names(storage: str) -> list[str]:
+    with quiet_optuna():
+        return sorted(optuna.get_all_study_names(open_storage(storage)))
+
+
 def open_study(
     name: str,
     storage: str,

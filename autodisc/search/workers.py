@@ -20,7 +20,7 @@ from autodisc.costs import Ledger
 from autodisc.distillation.schedule import Distilled, Workshop
 from autodisc.errors import TrainingError
 from autodisc.models.checkpoints import own_head, unfilled
-from autodisc.models.modeling_autodisc import Head
+from autodisc.models.layouts_autodisc import Head
 from autodisc.progress import Silent, Untracked
 from autodisc.runtime import Runtime
 from autodisc.search.backends import LOCAL, placed, started
@@ -155,6 +155,8 @@ def _run(
     work: Work[Key, Result], workshop: Workshop, key: Key, threads: int
 ) -> tuple[Key, Result | Exception, Ledger, dict[str, Any]]:
     torch.set_num_threads(threads)
+    # A cluster's arrays arrive read-only; what has been paid for is written down here.
+    workshop.ledger.paid = {key: rows.copy() for key, rows in workshop.ledger.paid.items()}
     workshop = replace(workshop, runtime=_own(workshop.runtime, threads))
     try:
         outcome: Result | Exception = work(workshop, key)

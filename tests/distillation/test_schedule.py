@@ -21,10 +21,12 @@ from autodisc.distillation.schedule import (
     recover,
     recovery_steps,
 )
-from autodisc.models.layouts import LAYOUTS, embeddings
+from autodisc.models.layouts import embeddings
 from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.tasks.batches import batches, number_of_batches
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 SPARSITIES = (0.3, 0.5, 0.7, 0.9)
 CONFIG = DistillationConfig(epochs=2, batch_size=8, lr=1e-3)
@@ -91,7 +93,7 @@ def plain_distillation(student, teacher, task, runtime, config, *, steps, stage)
 
 
 @pytest.mark.parametrize("regression", [False, True], ids=["classes", "regression"])
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_a_sandwich_of_one_candidate_is_plain_distillation(
     tiny, random_ranking, make_task, make_workshop, family, regression
 ):

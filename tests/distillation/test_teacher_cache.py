@@ -12,13 +12,14 @@ from autodisc.costs import Ledger
 from autodisc.distillation import teacher_cache
 from autodisc.distillation.losses import Likeliest
 from autodisc.distillation.teacher_cache import STAGE, TeacherCache
-from autodisc.models.layouts import LAYOUTS
 from autodisc.models.modeling_autodisc import plain_class
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
 from autodisc.tasks.splits import IGNORED
 from autodisc.tasks.splits import make_split as make_own
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def passed(split, size=8, seed=None):
     return list(batches(split, batch_size=size, pad_token_id=0, generator=generator))
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_outputs_are_the_teachers_on_real_tokens_row_by_row(tiny, make_split, open_cache, family):
     teacher, split = tiny(family), make_split(20)
     with open_cache(teacher, split, depths=(0, 1, 3)) as outputs, torch.no_grad():

@@ -5,13 +5,14 @@ import torch
 from torch.testing import assert_close
 
 from autodisc.models.attention import trainable_attention
-from autodisc.models.layouts import LAYOUTS
 from autodisc.runtime import Runtime
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 IDS = {"input_ids": torch.tensor([[2, 8, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_a_slow_fused_kernel_is_left_for_training_and_back_after_an_error(tiny, family):
     model = tiny(family)
     expected = model(**IDS).logits

@@ -18,12 +18,13 @@ from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import CheckpointError, ModelError, UserError
 from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, save_model
-from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.workers import opened, packed
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
 EMPTY = Candidate(0.9, heads=(0, 0, 1), neurons=(0, 0, 8))  # several tensors without an element
@@ -60,7 +61,7 @@ def refused(folder: Path, kind: type[UserError], pattern: str, *, verify: bool =
 
 
 @pytest.mark.parametrize("candidate", [UNEVEN, EMPTY], ids=["uneven", "almost empty"])
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_a_loaded_model_gives_exactly_the_saved_logits(tiny, random_ranking, same_weights, tmp_path, family, candidate):
     model = tiny(family)
     cut = extract(model, random_ranking(model), candidate)
@@ -73,7 +74,7 @@ def test_a_loaded_model_gives_exactly_the_saved_logits(tiny, random_ranking, sam
     assert not loaded.training
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_an_unpruned_model_comes_back_bit_for_bit(tiny, same_weights, tmp_path, family):
     model = tiny(family, num_labels=3)
     save_model(model, None, tmp_path / "model")
@@ -169,6 +170,8 @@ def test_a_folder_of_format_1_opens_unverified_and_has_digests_when_saved_again(
         "config.json",
         "model.safetensors",
         "modeling_autodisc.py",
+        "blocks_autodisc.py",
+        "layouts_autodisc.py",
     }
     assert same_weights(load(saved), cut)
 

@@ -6,16 +6,17 @@ import torch
 
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.inference import count_forward, predict
-from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.tasks.batches import batches
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_one_counted_row_gives_the_flops_of_every_shape(tiny, random_ranking, family, attention):
     model = tiny(family, attention=attention).eval()
     supernet = Supernet(model, random_ranking(model))

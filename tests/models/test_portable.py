@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, pi
 from autodisc.models import modeling_autodisc
 from autodisc.models.checkpoints import load, save_model, unfilled
 from autodisc.models.inference import forward_macs
-from autodisc.models.layouts import LAYOUTS, blocks
+from autodisc.models.layouts import blocks
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import extract
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
 EMPTY = Candidate(0.9, heads=(0, 0, 1), neurons=(0, 0, 8))
@@ -30,11 +33,8 @@ IDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _modules_elsewhere(tmp_path_factory, monkeypatch):
-    """transformers copies a folder's code into a cache of its own."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+pytestmark = pytest.mark.usefixtures("modules_elsewhere")
+TRAVELLING = {"modeling_autodisc.py", "blocks_autodisc.py", "layouts_autodisc.py"}
 
 
 @pytest.fixture
@@ -70,15 +70,32 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_the_file_that_travels_needs_torch_and_transformers_alone():
-    tree = ast.parse(Path(modeling_autodisc.__file__).read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported, beside = set(), set()
+    for name in TRAVELLING:
+        tree = ast.parse((Path(modeling_autodisc.__file__).parent / name).read_text(encoding="utf-8"))
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported |= {node.module for node in found if not node.level}
+        beside |= {f"{node.module}.py" for node in found if node.level}
     assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"torch", "transformers"}
+    assert beside | {"modeling_autodisc.py"} == TRAVELLING
+
+
+def test_a_folder_imports_its_own_family_alone(make):
+    _, folder = make("distilbert")
+    code = (
+        "import sys; from transformers import AutoModelForSequenceClassification as auto;"
+        f" auto.from_pretrained({str(folder)!r}, trust_remote_code=True);"
+        " print(*(name.split('.')[-1] for name in sys.modules if name.startswith('transformers.models.')"
+        " and '.modeling_' in name and 'auto' not in name))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["modeling_distilbert"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("candidate", [UNEVEN, EMPTY], ids=["uneven", "almost empty"])
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_a_folder_opened_elsewhere_gives_exactly_the_saved_outputs(make, same_weights, family, candidate, attention):
     cut, folder = make(family, candidate, attention)
     model = elsewhere(folder, attn_implementation=attention)
@@ -102,7 +119,7 @@ def test_a_pipeline_opens_a_folder_and_has_nothing_to_say_against_it(make, word_
     assert "not supported" not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_a_model_tuned_further_elsewhere_saves_a_folder_that_opens_everywhere(make, tmp_path, family):
     cut, folder = make(family)
     model = elsewhere(folder)
@@ -134,7 +151,7 @@ def test_what_is_pushed_has_its_code_and_its_digests(make, tmp_path, monkeypatch
     assert {path.name for path in (tmp_path / "pushed").iterdir()} == {
         "config.json",
         "model.safetensors",
-        "modeling_autodisc.py",
+        *TRAVELLING,
     }
     assert torch.equal(elsewhere(tmp_path / "pushed")(**IDS).logits, cut(**IDS).logits)
 
@@ -170,7 +187,7 @@ class Kernels(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", STANDARD)
 def test_blocks_without_units_run_no_kernels(make, family):
     """What is left of a layer without any unit is two additions and two LayerNorms."""
     cut, folder = make(family, EMPTY)
@@ -211,7 +228,7 @@ def test_a_model_made_of_a_config_alone_has_initialised_weights(make):
 
 
 def test_without_trust_nothing_opens(make):
-    for family in sorted(LAYOUTS):
+    for family in STANDARD:
         _, folder = make(family, name=family)
         with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
             AutoModelForSequenceClassification.from_pretrained(folder)
@@ -246,10 +263,10 @@ def test_a_config_that_cannot_be_is_one_clear_line(make, change, pattern):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "modeling_autodisc.py"])
+@pytest.mark.parametrize("name", ["model.safetensors", "modeling_autodisc.py", "layouts_autodisc.py"])
 def test_a_flipped_bit_is_refused_unless_it_is_meant(make, name):
     _, folder = make()
-    if name == "modeling_autodisc.py":  # a bit of a comment: other code might not run at all
+    if name in TRAVELLING:  # a bit of a comment: other code might not run at all
         (folder / name).write_text((folder / name).read_text() + "# edited\n")
     else:
         flip_a_bit(folder / name)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
-from autodisc.models.layouts import LAYOUTS
+from autodisc.models.layouts import layout_of
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.importance import estimate_importance, rank_units
 from autodisc.pruning.masks import masked
@@ -18,7 +18,7 @@ from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
 
 
-def finite_differences(model, task, batch_size, step=1e-4):
+def finite_differences(model, task, batch_size, step):
     """Σ over batches of |central difference of the mean loss by a unit's mask|, in fp64."""
     model = copy.deepcopy(model).double()
     passed = list(batches(task.train, batch_size=batch_size, pad_token_id=0, generator=None))
@@ -56,20 +56,58 @@ def estimate(model, task, runtime, **settings):
     return estimate_importance(model, task.train, first_order(**settings), task=task, runtime=runtime, ledger=Ledger())
 
 
-@pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
-@pytest.mark.parametrize("regression", [False, True], ids=["classes", "regression"])
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize(("regression", "normalise"), [(False, True), (True, False), (True, True)])
 def test_importance_equals_finite_differences_of_the_loss_by_the_mask(
-    tiny, make_task, make_runtime, family, regression, normalise
+    tiny, make_task, make_runtime, regression, normalise
 ):
-    task = make_task(train=7, regression=regression)
-    model = tiny(family, layers=2, num_labels=task.num_labels)
+    assert_finite_differences(tiny("bert", layers=2, num_labels=2 - regression), make_task, make_runtime, normalise)
+
+
+def test_importance_equals_finite_differences_in_every_family(tiny, make_task, make_runtime, text_family):
+    assert_finite_differences(tiny(text_family, layers=2), make_task, make_runtime, False)
+
+
+def assert_finite_differences(model, make_task, make_runtime, normalise):
+    task = make_task(train=7, regression=model.config.num_labels == 1)
     found = estimate(model, task, make_runtime(), batch_size=4, normalise=normalise)
-    reference = finite_differences(model, task, 4)
+    # Norms of RMS alone are computed in fp32: a small step would measure their rounding.
+    reference = finite_differences(model, task, 4, 1e-3 if layout_of(model.config).norms else 1e-4)
     for mine, expected in zip((found.heads, found.neurons), reference, strict=True):
         for layer, sums in zip(mine, expected, strict=True):
             length = sums.norm() if normalise else 1.0
-            assert_close(layer, (sums / length).float(), rtol=2e-3, atol=2e-4 * float(layer.max()))
+            assert_close(layer, (sums / length).float(), rtol=5e-3, atol=2e-3 * float(layer.max()))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "gpt2"])
+def test_importance_is_the_same_where_layers_are_computed_again(tiny, make_task, make_runtime, family):
+    task, model = make_task(train=7), tiny(family)
+    kept, again = (estimate(model, task, make_runtime(checkpointing=on)) for on in (False, True))
+    for mine, expected in zip(again.heads + again.neurons, kept.heads + kept.neurons, strict=True):
+        assert_close(mine, expected)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_kept_for_the_backward_pass_is_for_the_masks_alone(tiny, make_task, make_runtime):
+    task, model = make_task(train=7), tiny("llama")
+    (batch,) = batches(task.train, batch_size=8, pad_token_id=0, generator=None)
+    kept = {}
+    for name, run in {
+        "training": lambda: model(**batch.inputs, use_cache=False).logits.sum(),
+        "importance": lambda: estimate(model, task, make_runtime()),
+        "importance, layers again": lambda: estimate(model, task, make_runtime(checkpointing=True)),
+    }.items():
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run()
+        kept[name] = sum(sizes)
+    assert kept["importance"] < 0.7 * kept["training"]
+    # Hooks are not told of what checkpoints keep within; outside there are norm and head.
+    assert kept["importance, layers again"] < 0.2 * kept["importance"]
 
 
 def test_estimating_leaves_the_model_as_it_was(tiny, make_task, make_runtime, same_weights):

@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.masks import masked
 from autodisc.pruning.supernet import Supernet
 
-FAMILIES = sorted(LAYOUTS)
+FAMILIES = ("bert", "distilbert", "electra", "roberta")  # whose layers are computed by hand
 UNEVEN = Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0))
 EVERYTHING = Candidate(0.0, heads=(4, 4, 4), neurons=(32, 32, 32))
 

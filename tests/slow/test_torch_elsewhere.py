@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from autodisc.models.checkpoints import save_model
-from autodisc.models.layouts import LAYOUTS
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import extract
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 CANDIDATES = {
     "uneven": Candidate(0.6, heads=(3, 0, 1), neurons=(16, 9, 0)),
@@ -21,6 +22,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
 torch.set_num_threads(1)
 opened = 0
@@ -54,7 +57,7 @@ def test_a_student_opens_by_torch_and_transformers_alone_with_the_same_logits(
     ids = torch.tensor([[2, 8, 9, 30, 41, 3], [2, 7, 3, 0, 0, 0]])
     inputs = {"input_ids": ids, "attention_mask": (ids > 0).long()}
     students = tmp_path / "students"
-    for family in sorted(LAYOUTS):
+    for family in STANDARD:
         model = tiny(family)
         for name, candidate in CANDIDATES.items():
             student = extract(model, random_ranking(model), candidate)
@@ -64,4 +67,4 @@ def test_a_student_opens_by_torch_and_transformers_alone_with_the_same_logits(
             with torch.no_grad():
                 save_file({**inputs, "logits": student(**inputs).logits}, folder / "expected" / "outputs.safetensors")
     (tmp_path / "elsewhere.py").write_text(ELSEWHERE)
-    assert run(tmp_path / "elsewhere.py", students).split()[-1] == str(len(LAYOUTS) * len(CANDIDATES))
+    assert run(tmp_path / "elsewhere.py", students).split()[-1] == str(len(STANDARD) * len(CANDIDATES))
