@@ -44,6 +44,7 @@ MetricName = Literal[
     "bits_saved",
 ]
 Strategy = Literal["maxidisc", "direct"]
+TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DEFAULT_STUDENT = 0.9
 BATCH, LENGTH = 1, 64  # of which a latency is told: sequences, and tokens of each
@@ -324,6 +325,9 @@ class RuntimeConfig(Section):
         ge=0,
         description="Between two states of a training on disk, and always one at its end; 0: after every step. One of"
         " MiniLM-L6 has 165 MiB and took 0.9 s (a shared Xeon).",
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        (), description="Who is told of losses, metrics, trials and costs; each is an extra of its own."
     )
 
 

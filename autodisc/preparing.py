@@ -29,6 +29,7 @@ FREE = (
     "reporting",
     "runtime.threads",
     "runtime.checkpoint_minutes",
+    "runtime.trackers",
     "search.storage",
     "search.jobs",
     "search.backend",

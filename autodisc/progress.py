@@ -1,9 +1,10 @@
-"""Where long work says how far it is. The stages see only this; the terminal implements it in reporting."""
+"""Where long work says how far it is. The stages see only this; the terminal implements it in reporting, and what
+people track their runs with in distillation."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from autodisc.costs import Cost
@@ -22,6 +23,24 @@ class Progress(Protocol):
 
     def spending(self, cost: Callable[[], Cost]) -> None:
         """Where the run's cost so far can be asked for."""
+
+
+class Tracker(Protocol):
+    def log(self, stage: str, values: Mapping[str, float], *, step: int) -> None:
+        """Figures of a stage at one of its steps."""
+
+    def within(self, name: str) -> Tracker:
+        """The tracker of a part of this work, whose stages have the same names as other parts'."""
+
+
+class Untracked:
+    """Tells nobody: the default."""
+
+    def log(self, stage: str, values: Mapping[str, float], *, step: int) -> None:
+        pass
+
+    def within(self, name: str) -> Tracker:
+        return self
 
 
 class _SilentBar:

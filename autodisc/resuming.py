@@ -4,6 +4,7 @@ FOLDER/config.yaml     the settings that it is of
 FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds
 FOLDER/ledger.json     what was spent up to now
 FOLDER/unfinished/     states of trainings under way, and what they need; removed when the command is done
+FOLDER/tracking/       what trackers keep here
 
 A folder is one configuration's, of one teacher and one set of rows: anything else is refused with what differs.
 """
@@ -21,6 +22,7 @@ from typing import Any
 from autodisc.config import CONFIG, StudyConfig, differences, read_config, write_config
 from autodisc.costs import resume_ledger, save_ledger
 from autodisc.distillation.checkpointing import Keeping
+from autodisc.distillation.tracking import FOLDER, tracking
 from autodisc.errors import StudyError, UserError
 from autodisc.files import write_json
 from autodisc.reporting.records import latest, read_records
@@ -39,6 +41,11 @@ class Place:
     @classmethod
     def of(cls, folder: Path) -> Place:
         return cls(folder, folder / UNFINISHED)
+
+    @property
+    def logs(self) -> Path:
+        """Where trackers keep theirs: beside a teacher's folder, which holds a model alone."""
+        return self.folder.with_suffix(f".{FOLDER}") if self.folder == self.unfinished else self.folder / FOLDER
 
     def exists(self) -> bool:
         return self.unfinished.exists()
@@ -82,8 +89,12 @@ class Place:
         keeping = Keeping(self.unfinished, space.config.runtime.checkpoint_minutes, path)
         with contextlib.suppress(FileNotFoundError, ValueError):  # of trainings that need not be run again
             space.workshop.curves.update(json.loads(keeping.curves.read_text()))
+        runtime, say = space.workshop.runtime, space.workshop.progress.say
         try:
-            yield replace(space, workshop=replace(space.workshop, keeping=keeping))
+            with tracking(
+                space.config, str(self.folder), self.logs, runtime=runtime, ledger=ledger, say=say
+            ) as tracker:
+                yield replace(space, workshop=replace(space.workshop, keeping=keeping, tracker=tracker))
         except UserError:
             raise
         except BaseException:

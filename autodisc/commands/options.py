@@ -136,6 +136,7 @@ RUNTIME = _panel(
     ("--device", "runtime.device", "NAME", "auto, cpu, cuda, cuda:1, mps."),
     ("--precision", "runtime.precision", "NAME", "auto, fp32 or bf16."),
     ("--threads", "runtime.threads", "N", "CPU threads."),
+    ("--track", "runtime.trackers", "NAME,…", "tensorboard, mlflow or wandb: tell it of losses, metrics and trials."),
     ("--cache-dir", "cache.dir", "DIR", "Where tokens and teacher outputs are kept."),
 )
 # What may differ on a machine that joins a search.
@@ -144,6 +145,7 @@ HERE = tuple(
     for setting in (*TASK, *TEACHER, *RUNTIME)
     if setting.name in ("data", "teacher", "device", "precision", "threads", "cache_dir")
 )
+LISTS = ("search.sparsities", "runtime.trackers")
 # What to say where a setting without a default is missing, by command line.
 _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 
@@ -189,7 +191,7 @@ class Request:
         path = base or self.file
         values = read_yaml(path) if path else {}
         for key, text in self.settings.items():
-            _put(values, key, text.split(",") if key == "search.sparsities" else text)
+            _put(values, key, text.split(",") if key in LISTS else text)
         for text in self.sets:
             _put(values, *_parsed(text))
         for key, way_out in _REQUIRED.items():
@@ -242,9 +244,11 @@ def takes(*settings: Setting, config_file: bool = True, with_sets: bool = True) 
 
 def check_inputs(config: StudyConfig) -> None:
     """What can be seen without opening anything: refused in a second, before torch is imported."""
+    from autodisc.distillation.tracking import check_installed
     from autodisc.tasks.data import find_metric
     from autodisc.tasks.sources import find_files
 
+    check_installed(config.runtime.trackers)
     find_metric(config.task)
     if config.task.data is not None:
         find_files(config.task.data, config.task.name)

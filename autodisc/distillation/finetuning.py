@@ -73,6 +73,7 @@ def finetune_classifier(model: PreTrainedModel, config: FinetuneConfig, workshop
         progress=workshop.progress,
         evaluate=evaluate,
         states=workshop.states("fine-tuning", made_of),
+        tracker=workshop.tracker,
     )
     workshop.curves["fine-tuning"] = state.curve
     return state

@@ -29,7 +29,7 @@ from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
-from autodisc.progress import Progress, Silent
+from autodisc.progress import Progress, Silent, Tracker, Untracked
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
@@ -54,6 +54,7 @@ class Workshop:
     progress: Progress = field(default_factory=Silent)
     curves: Curves = field(default_factory=dict)
     keeping: Keeping | None = None  # what is unfinished; none: a training that is stopped starts again
+    tracker: Tracker = field(default_factory=Untracked)
 
     def states(self, stage: str, made_of: Callable[[], Made]) -> States:
         """Those of a training of this run."""
@@ -61,7 +62,8 @@ class Workshop:
 
     def within(self, name: str) -> Workshop:
         """The workshop of a part of this work: what it leaves unfinished has a folder of its own."""
-        return self if self.keeping is None else replace(self, keeping=self.keeping.within(name))
+        keeping = None if self.keeping is None else self.keeping.within(name)
+        return replace(self, keeping=keeping, tracker=self.tracker.within(name))
 
     def forget(self, name: str) -> None:
         """Remove what a part has left, which is done."""
@@ -425,6 +427,7 @@ def _train(
         progress=workshop.progress,
         evaluate=evaluate,
         states=workshop.states(stage, made_of),
+        tracker=workshop.tracker,
     )
     workshop.curves[stage] = state.curve
     return state

@@ -30,7 +30,7 @@ from autodisc.distillation.losses import Totals
 from autodisc.errors import DivergedError, TrainingError
 from autodisc.interrupts import finishing_steps
 from autodisc.models.attention import trainable_attention
-from autodisc.progress import Progress
+from autodisc.progress import Progress, Tracker, Untracked
 from autodisc.runtime import Runtime, free_memory, is_out_of_memory, seeded
 from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task
@@ -84,6 +84,7 @@ def train(
     progress: Progress,
     evaluate: Callable[[], float] | None = None,
     states: States | None = None,
+    tracker: Tracker | None = None,
 ) -> TrainingState:
     """Train ``model`` in place for ``settings.steps`` steps over shuffled passes of ``split``.
 
@@ -98,7 +99,7 @@ def train(
     scheduler = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * settings.steps), settings.steps)
     order, draws = runtime.generator(stage, "order"), runtime.generator(stage, "draws")
     state = TrainingState(optimizer, scheduler, order, draws, settings.accumulation)
-    states, job = states or States(), _Job(stage, settings, ledger, progress)
+    states, job, tracker = states or States(), _Job(stage, settings, ledger, progress), tracker or Untracked()
     a_pass = number_of_batches(split, settings.batch_size)
     expected = Totals(labels=split.labelled / a_pass, tokens=split.tokens / a_pass)
     with (
@@ -134,10 +135,13 @@ def train(
                 if done or state.step % max(1, settings.steps // CURVE_POINTS) == 0:
                     mean = sum(state.recent) / len(state.recent)
                     state.curve.append({"step": state.step, "loss": mean, "metric": None})
+                    tracker.log(stage, {"loss": mean, "lr": scheduler.get_last_lr()[0]}, step=state.step)
                     state.recent.clear()
                 if evaluate is not None and (done or state.step % a_pass == 0):
-                    _keep_best(model, state, evaluate())
-                    bar.note(f"metric {state.curve[-1]['metric']:.3f}, best {state.best_metric:.3f}")
+                    metric = evaluate()
+                    _keep_best(model, state, metric)
+                    tracker.log(stage, {"metric": metric}, step=state.step)
+                    bar.note(f"metric {metric:.3f}, best {state.best_metric:.3f}")
                 states.keep(model, state, steps=settings.steps, at_once=stop.asked)
                 if stop.asked:
                     raise KeyboardInterrupt

@@ -21,7 +21,7 @@ from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import TrainingError
 from autodisc.models.inference import evaluation_batch
-from autodisc.progress import Bar
+from autodisc.progress import Bar, Tracker
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
@@ -107,7 +107,7 @@ def run_study(
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(asked[trial.number]))
                 with workshop.ledger.stage(STAGE):  # pictures are paid for too
-                    _settle(study, trial, found[asked[trial.number]], config, watch)
+                    _settle(study, trial, found[asked[trial.number]], config, watch, workshop.tracker)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
             enqueue_failed(study, config.retries)
 
@@ -144,7 +144,7 @@ def join_study(
                 workshop.book()  # before the trial that it paid for is told
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(candidate))
-                _settle(shared.study, trial, found, config, watch)
+                _settle(shared.study, trial, found, config, watch, workshop.tracker)
                 taken += 1
             except Exception as error:
                 if shared.is_ours(trial):
@@ -206,7 +206,14 @@ def _batches(workshop: Workshop) -> int:
     return -(-len(task.validation) // evaluation_batch(task.validation, task))
 
 
-def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig, watch: Watch) -> None:
+def _settle(
+    study: optuna.Study,
+    trial: optuna.Trial,
+    outcome: Outcome,
+    config: SearchConfig,
+    watch: Watch,
+    tracker: Tracker,
+) -> None:
     """Record what a trial measured, or why it could not, and end it."""
     if isinstance(outcome, TrainingError):
         tell(study, trial, outcome)
@@ -219,6 +226,8 @@ def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: 
     for name, attribute in _attributes(outcome).items():
         trial.set_user_attr(name, attribute)
     value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
+    figures = {"sparsity": outcome.score.sparsity, "metric": outcome.score.metric, "tradeoff": value}
+    tracker.log(STAGE, figures, step=trial.number)
     watch.measured(trial, outcome.confusion)
     tell(study, trial, None if outcome.stopped else value)
     watch.told()

@@ -158,6 +158,12 @@ def run_maxidisc(
                     if all(own > (t.value, t.params["sparsity"]) for t in others):  # as the result's best
                         keep(outcome.assistant, outcome.student)
                         workshop.curves.update(outcome.curves)
+                    figures = {
+                        "sparsity": sparsity,
+                        "assistant metric": outcome.assistant.metric,
+                        "metric": outcome.student.metric,
+                    }
+                    workshop.tracker.log("trials", figures, step=trial.number)
                     watch.measured(trial, None)
                 workshop.ledger.pay(name)
                 workshop.book()  # before it is told: what a trial that is told has spent has been booked

@@ -21,7 +21,7 @@ from autodisc.distillation.schedule import Distilled, Workshop
 from autodisc.errors import TrainingError
 from autodisc.models.checkpoints import own_head, unfilled
 from autodisc.models.layouts_autodisc import Head
-from autodisc.progress import Silent
+from autodisc.progress import Silent, Untracked
 from autodisc.runtime import Runtime
 from autodisc.search.backends import LOCAL, placed, started
 
@@ -83,7 +83,7 @@ def apart(workshop: Workshop) -> Workshop:
     """The workshop for another process: it has paid for what this one has, tells nobody, and books for itself."""
     ledger = Ledger()
     ledger.paid = dict(workshop.ledger.paid)
-    return replace(workshop, ledger=ledger, progress=Silent(), curves={})
+    return replace(workshop, ledger=ledger, progress=Silent(), curves={}, tracker=Untracked())
 
 
 def spread(

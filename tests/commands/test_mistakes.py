@@ -71,6 +71,7 @@ MISTAKES = [
     (f"{SEARCH} --max-length 2", ["task.max_length", "2"]),
     (f"{SEARCH} --limit-train 0", ["task.limit_train", "0"]),
     (f"{SEARCH} --set task.held_out=0.9", ["task.held_out", "0.9"]),
+    (f"{SEARCH} --track tensorbord", ["runtime.trackers", "tensorbord", "tensorboard"]),
     (f"{SEARCH} --set runtime.checkpoint_minutes=-1", ["runtime.checkpoint_minutes", "-1"]),
     (f"{SEARCH} --set runtime.checkpoint_minutes=often", ["runtime.checkpoint_minutes", "often"]),
     (f"{SEARCH} --set search.retries=-1", ["search.retries", "-1"]),
