@@ -20,7 +20,7 @@ CONFIGS = sorted(set(STUDIES.rglob("config.yaml")) - set(COMPARISONS))
 
 def test_the_studies_that_the_readme_names_are_here():
     names = {str(path.parent.relative_to(STUDIES)) for path in CONFIGS}
-    ours = {"demo", "mrpc", "sst2", "wnut17-minilm", "smollm2-docstrings"}
+    ours = {"demo", "mrpc", "sst2", "stsb", "wnut17-minilm", "smollm2-docstrings"}
     assert names == {*ours, *(f"glue-bert-base/{task}" for task in GLUE)}
 
 
