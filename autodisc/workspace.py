@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -287,10 +288,25 @@ def disk_errors(folder: Path) -> Iterator[None]:
     try:
         check_writable(folder)
         yield
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
+    except AutodiscError:
+        raise
+    except Exception as error:
+        found = _disk_error(error)
+        if found is None:
             raise
         raise AutodiscError(
-            f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was finished is kept, "
+            f"{found.filename or folder}: cannot be written ({found.strerror or found}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """What the disk said, also where another error came of it: Optuna's journal then speaks of a lock."""
+    if isinstance(error, OSError):
+        return None if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)) else error
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
