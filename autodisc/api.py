@@ -17,6 +17,7 @@ from autodisc import rehearsal
 from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
 from autodisc.costs import save_ledger
 from autodisc.distillation.finetuning import finetune_classifier
+from autodisc.distillation.launching import check_launched, on_each_process
 from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
 from autodisc.files import is_free
@@ -57,6 +58,7 @@ from autodisc.workspace import (
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
 
+@on_each_process("out")
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it.
 
@@ -82,12 +84,14 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
         return {**result, "cost": space.ledger.as_dict()}
 
 
+@on_each_process("out")
 def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """Choose the teacher assistant in one study; the same call again goes on where it stopped, or returns the result.
 
     Raises StudyError when ``out`` holds a study made with another configuration.
     """
     place = Place.of(out)
+    check_launched(config)
     with disk_errors(out):
         refuse_another(config, out, FREE)
         done = made(out, "search")
@@ -145,6 +149,7 @@ def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> 
         return {"predicted": rehearsal.predict_search(space)}
 
 
+@on_each_process("study")
 def distill(
     study: Path, *, config: StudyConfig | None = None, new: bool = False, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -184,9 +189,11 @@ def distill(
         return {**result, "cost": space.ledger.as_dict()}
 
 
+@on_each_process("out")
 def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
     place = Place.of(out / f"baseline-{strategy}")
+    check_launched(config)
     with disk_errors(out):
         refuse_another(config, place.folder, FREE_IN_BASELINE)
         done = made(out, "baseline", strategy=strategy)
@@ -212,6 +219,7 @@ def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progre
     return space.evaluate(space.teacher, space.task.split(split))
 
 
+@on_each_process("out")
 def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
     results: dict[str, Any] = {}

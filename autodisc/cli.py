@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     debug = "--debug" in arguments
     try:
-        with termination_interrupts(), contextlib.nullcontext() if debug else _quiet_libraries():
+        with termination_interrupts(), _one_of_many(), contextlib.nullcontext() if debug else _quiet_libraries():
             code = app(arguments or ["--help"], prog_name="autodisc", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
@@ -63,6 +63,21 @@ def _explain(error: Exception) -> int:
         code = 1
     print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return code
+
+
+@contextlib.contextmanager
+def _one_of_many() -> Iterator[None]:
+    """Of processes that `accelerate launch` starts the first speaks, and all leave their group at the end."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    with contextlib.ExitStack() as silence:
+        if os.environ["RANK"] != "0":
+            nowhere = silence.enter_context(open(os.devnull, "w", encoding="utf-8"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
+    if "torch.distributed" in sys.modules and sys.modules["torch.distributed"].is_initialized():
+        sys.modules["torch.distributed"].destroy_process_group()
 
 
 @contextlib.contextmanager

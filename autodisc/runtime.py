@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -56,7 +57,8 @@ def made_with() -> tuple[str, ...]:
 def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
+            launched = os.environ.get("LOCAL_RANK")  # of processes that `accelerate launch` starts, each has its own
+            return torch.device("cuda" if launched is None else f"cuda:{launched}")
         return torch.device("cpu")
     try:
         device = torch.device(name)

@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from autodisc.costs import Ledger
 from autodisc.distillation.checkpointing import States, TrainingState
+from autodisc.distillation.launching import all_costs, own_rows, summed
 from autodisc.distillation.losses import Totals
 from autodisc.errors import DivergedError, TrainingError
 from autodisc.interrupts import finishing_steps
@@ -103,6 +104,7 @@ def train(
     a_pass = number_of_batches(split, settings.batch_size)
     expected = Totals(labels=split.labelled / a_pass, tokens=split.tokens / a_pass)
     with (
+        all_costs(ledger, accelerator),
         seeded(runtime.seed),
         trainable_attention(model, runtime),
         ledger.stage(stage),
@@ -119,6 +121,7 @@ def train(
             for batch in itertools.islice(passed, state.place, None):
                 drawn = objective.draw(draws)
                 loss = _fitting(batch, objective, drawn, expected, state, accelerator, runtime, job)
+                loss = summed(loss, parameters, accelerator)
                 norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
@@ -223,14 +226,14 @@ def _accumulate(
 ) -> float:
     """Add the gradients of one effective batch in so many micro-batches; its loss, a share of ``totals``."""
     losses: list[torch.Tensor] = []
-    for micro in batch.split(parts):
+    for micro in (micro for own in own_rows(batch, accelerator) for micro in own.split(parts)):
         micro = micro.to(runtime.device)
         for kind, compute in objective.terms(micro, totals, drawn):
             with ledger.count(("training", kind), micro.padded_tokens):
                 loss = compute()
                 accelerator.backward(loss)
             losses.append(loss.detach())
-    return float(torch.stack(losses).sum())  # one synchronisation a step
+    return float(torch.stack(losses).sum()) if losses else 0.0  # one synchronisation a step
 
 
 def _keep_best(model: PreTrainedModel, state: TrainingState, metric: float) -> None:

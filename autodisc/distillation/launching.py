@@ -1,0 +1,148 @@
+"""Training on the processes that ``accelerate launch`` starts: each runs the whole command, and shares a step's rows.
+
+gradient of a step = Σ over processes, each of its own rows;  the loss likewise
+
+Every row's share of a step's totals is fixed beforehand (training.py), so the sum is what one process adds up, in
+another order. All else is drawn from the same seeds, and is the same in each. Process 0 is the command; the others work
+in a copy of its folder, which is thrown away, and say nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import inspect
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import gather_object
+from transformers import PreTrainedModel
+
+from autodisc.config import StudyConfig
+from autodisc.costs import Cost, Ledger
+from autodisc.errors import ConfigError
+from autodisc.progress import Silent
+from autodisc.tasks.batches import Batch
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+_inside = contextvars.ContextVar("inside", default=False)  # a command that is part of another has its folder
+
+
+def processes() -> int:
+    """How many were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_launched(config: StudyConfig) -> None:
+    """Raise ConfigError where launched processes would start others, or meet each other in a storage."""
+    search = config.search
+    if processes() > 1 and (search.jobs > 1 or search.backend != "loky" or search.storage is not None):
+        raise ConfigError(
+            "accelerate launch: shares a training's rows among processes; leave out --workers, --backend and --storage,"
+            " or start autodisc without it"
+        )
+
+
+def own_rows(batch: Batch, accelerator: Accelerator) -> list[Batch]:
+    """This process's rows of a step; none where there are fewer rows than processes."""
+    parts = batch.split(accelerator.num_processes)
+    return parts[accelerator.process_index : accelerator.process_index + 1]
+
+
+def summed(loss: float, parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> float:
+    """Make every process's gradients the sum of all, and return the sum of the losses."""
+    if accelerator.num_processes == 1:
+        return loss
+    own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([*(grad.flatten() for grad in own), own[0].new_tensor([loss])])
+    total: torch.Tensor = accelerator.reduce(flat, reduction="sum")  # type: ignore[assignment]
+    for parameter, grad in zip(parameters, total[:-1].split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter)
+    return float(total[-1])
+
+
+@contextlib.contextmanager
+def all_costs(ledger: Ledger, accelerator: Accelerator) -> Iterator[None]:
+    """Book what the other processes spend in the body, too: seconds are the sum, and the clock's go on as they are."""
+    before = {name: replace(cost) for name, cost in ledger.stages.items()}
+    yield
+    if accelerator.num_processes == 1:
+        return
+    spent = {name: cost.since(before.get(name, Cost())) for name, cost in ledger.stages.items()}
+    for number, theirs in enumerate(gather_object([spent])):
+        if number != accelerator.process_index:
+            other = Ledger()
+            other.stages = theirs
+            ledger.merge(other, 0.0)
+
+
+def on_each_process(folder: str) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Of a command: let it run on every process, each in a ``folder`` (the parameter's name) of its own."""
+
+    def decorate(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        signature = inspect.signature(command)
+
+        @functools.wraps(command)
+        def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+            if processes() == 1 or _inside.get():
+                return command(*arguments, **named)
+            given = signature.bind(*arguments, **named)
+            token = _inside.set(True)
+            try:
+                with _own_folder(given.arguments[folder]) as own:
+                    given.arguments[folder] = own
+                    if not is_first():
+                        given.arguments["progress"] = Silent()
+                    return command(*given.args, **given.kwargs)
+            finally:
+                _inside.reset(token)
+
+        return wrapped
+
+    return decorate
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[Path]:
+    """The folder itself in the first process; a copy of it, with what lies unfinished beside it, in the others."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    with tempfile.TemporaryDirectory(prefix="autodisc-process-") as name:
+        if is_first():
+            own = folder
+        else:
+            own = Path(name) / folder.resolve().name
+            for beside in folder.resolve().parent.glob(f"{own.name}*"):
+                if beside.is_dir() and beside.name in (own.name, f"{own.name}.unfinished"):
+                    shutil.copytree(beside, Path(name) / beside.name)
+        state.wait_for_everyone()  # the copy is of what was there before anybody began
+        try:
+            with _all_save():
+                yield own
+        finally:
+            if torch.distributed.is_initialized() and sys.exc_info()[0] is None:
+                state.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _all_save() -> Iterator[None]:
+    """transformers lets the first process alone save a model; ours have a folder each, and read from it."""
+    first_alone = PreTrainedModel.should_save_on_this_rank
+    PreTrainedModel.should_save_on_this_rank = lambda self, is_main_process: is_main_process  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel.should_save_on_this_rank = first_alone  # type: ignore[method-assign]

@@ -1,0 +1,83 @@
+"""Two processes of `accelerate launch`, over gloo, train what one process trains."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autodisc import api
+from autodisc.models.checkpoints import load
+from autodisc.reporting.records import Record, latest, read_records
+
+# --multi_gpu is how accelerate says several processes; with --cpu it starts one, whatever their number (1.15).
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+
+
+def distilled(folder: Path) -> Record:
+    record = latest(read_records([folder]), "distill")
+    assert record is not None
+    return record
+
+
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = str(found.getsockname()[1])
+    options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
+    return subprocess.run(
+        [sys.executable, *LAUNCH, *options, "-m", "autodisc.cli", *command],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def both(searched, tmp_path) -> tuple[Path, Path]:
+    """The same search, twice."""
+    folders = tmp_path / "one", tmp_path / "two"
+    for folder in folders:
+        shutil.copytree(searched, folder)
+    return folders
+
+
+def test_two_processes_have_the_losses_and_the_student_of_one(both):
+    one, two = both
+    api.distill(one)
+    done = launch("distill", "--study", str(two), "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1  # the first alone speaks
+    ours, theirs = distilled(one), distilled(two)
+    assert len(list((two / "records").glob("distill-*.json"))) == 1
+    for stage, points in ours.values["curves"].items():
+        expected = [point["loss"] for point in points if point["loss"] is not None]
+        losses = [point["loss"] for point in theirs.values["curves"][stage] if point["loss"] is not None]
+        assert len(losses) > 3
+        np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    left, right = (load(folder / "distilled-1" / "student").state_dict() for folder in both)
+    for name in left:
+        np.testing.assert_allclose(left[name].numpy(), right[name].numpy(), atol=2e-3, err_msg=name)
+    spent = theirs.values["cost"]
+    assert spent["elapsed_s"] < 0.8 * spent["seconds"]  # both trained, and both are booked
+    phase = next(iter(stage for stage in ours.values["curves"]))
+    flops = [record.values["cost"]["stages"][phase]["flops"] for record in (ours, theirs)]
+    assert flops[1] == pytest.approx(flops[0], rel=0.05)
+
+
+def test_launched_processes_do_not_start_others(searched, config, tmp_path):
+    import yaml
+
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(config().model_dump(mode="json")))
+    line = ["search", "--config", str(tmp_path / "study.yaml"), "--workers", "2", "--out", str(tmp_path / "out")]
+    done = launch(*line)
+    assert done.returncode != 0
+    assert "accelerate launch: shares a training's rows" in done.stderr
+    assert not (tmp_path / "out").exists()
