@@ -36,7 +36,7 @@ from autodisc.errors import ModelError
 from autodisc.models.blocks_autodisc import Block, Port, Sublayer, blocks_of
 from autodisc.models.layouts_autodisc import LAYOUTS, Layout
 
-__all__ = ["LAYOUTS", "Block", "Layout", "Port", "Sublayer", "base_shape", "blocks", "embeddings", "layout_of"]
+__all__ = ["LAYOUTS", "Block", "Layout", "Port", "Sublayer"]  # others' that are to be had from here
 
 
 def layout_of(config: PretrainedConfig) -> Layout:
@@ -84,15 +84,21 @@ def embeddings(model: PreTrainedModel) -> list[nn.Module]:
     return found
 
 
+def without_cache(config: PretrainedConfig) -> dict[str, bool]:
+    """What tells a decoder to keep no keys and values; nothing, for other models."""
+    return {"use_cache": False} if "causal" in layout_of(config).heads else {}
+
+
 @contextlib.contextmanager
 def uncached(model: PreTrainedModel) -> Iterator[None]:
     """A decoder keeps no keys and values inside, unless asked to: for passes over whole texts."""
-    if "causal" not in layout_of(model.config).heads:
+    told = without_cache(model.config)
+    if not told:
         yield
         return
 
     def ask(_: nn.Module, args: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return args, {"use_cache": False, **keywords}
+        return args, {**told, **keywords}
 
     handle = model.register_forward_pre_hook(ask, with_kwargs=True)
     try:

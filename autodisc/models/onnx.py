@@ -1,7 +1,8 @@
-"""A classifier as an ONNX file, which needs only onnxruntime, and how it is run.
+"""A model as an ONNX file, which needs only onnxruntime, and how it is run.
 
-What is exported is the model with its layers written out for the kernels (``written.py``); rounding differs from
-torch's by some 1e-6, and the file is compared with the model on the batches given before it is kept.
+What is exported is the model with its layers written out for the kernels (``written.py``), or its modules where a
+family's are not; rounding differs from torch's by some 1e-6, and the file is compared with the model on the batches
+given before it is kept.
 
 SST-2's MiniLM and its .9 student, one thread, onnxruntime 1.32, both by torch's exporter: batch 1, length 16, the
 student is 5.1 times as fast as the teacher where the modules are exported and 7.1 times where they are written out, at
@@ -28,7 +29,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.models.written import INPUTS, Written, inputs_of
+from autodisc.models.written import INPUTS, Whole, Written, can_be_written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
 LARGEST_DIFFERENCE = 1e-4
@@ -60,6 +61,8 @@ def export_onnx(
     opset = OPSET if opset is None else opset
     if opset < LOWEST_OPSET:
         raise ModelError(f"opset: got {opset}; the lowest that works is {LOWEST_OPSET}. Leave it out for {OPSET}.")
+    if model.main_input_name != "input_ids":
+        raise ModelError(f"onnx: a {model.config.model_type} reads {model.main_input_name}; only text is exported")
     examples = list(batches)
     if not examples:
         raise ModelError("onnx: no batch to compare with; give at least one of real text")
@@ -69,7 +72,7 @@ def export_onnx(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        _write(Written(model), inputs, partial, opset)
+        _write(Written(model) if can_be_written(model) else Whole(model), inputs, partial, opset)
         try:
             file = OnnxModel(partial, threads=torch.get_num_threads())
         except CheckpointError as error:  # what the exporter wrote of an opset that it does not know
@@ -159,7 +162,7 @@ def require_onnx() -> None:
         raise ModelError(f"onnx: {', '.join(missing)} is not installed; pip install 'autodisc[onnx]'")
 
 
-def _write(written: Written, inputs: Sequence[str], path: Path, opset: int) -> None:
+def _write(written: torch.nn.Module, inputs: Sequence[str], path: Path, opset: int) -> None:
     """By torch's exporter, from shapes of no meaning: it takes a batch or a length of 1 for one that never changes."""
     example = tuple(torch.ones(2, 3, dtype=torch.long) for _ in inputs)
     shapes = tuple({0: "batch", 1: "length"} for _ in inputs)

@@ -1,7 +1,7 @@
 """The runtimes that a model may be deployed in, each as a function from inputs to logits.
 
-eager: the model's modules in torch. written: ``written.py`` in torch. compile: torch.compile of the modules. onnx:
-``written.py`` in onnxruntime.
+eager: the model's modules in torch. written: ``written.py`` in torch, for the layers that it knows. compile:
+torch.compile of the modules. onnx: ``written.py``, else the modules, in onnxruntime.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.models.checkpoints import own_head
+from autodisc.models.layouts import without_cache
 from autodisc.models.onnx import OnnxModel, export_onnx, require_onnx
-from autodisc.models.written import Written
+from autodisc.models.written import Written, can_be_written
 from autodisc.runtime import Runtime
 
 KINDS = ("eager", "written", "compile", "onnx")
@@ -36,12 +38,17 @@ def runners(
         return _onnx(models, examples, runtime, folder)
     if kind == "compile":
         return _compiled(models, examples, runtime)
-    made = {"eager": lambda model: model, "written": Written}[kind]
-    return {name: _calls(made(model)) for name, model in models.items()}
+    if kind == "eager":
+        return {name: _calls(model, **without_cache(model.config)) for name, model in models.items()}
+    for name, model in models.items():
+        if not can_be_written(model):
+            kinds = f"{model.config.model_type} with a {own_head(model)} head"
+            raise Absent(f"{name}: a {kinds} has no layers written out; eager runs it")
+    return {name: _calls(Written(model)) for name, model in models.items()}
 
 
-def _calls(module: nn.Module) -> Runner:
-    return lambda inputs: module(**inputs)
+def _calls(module: nn.Module, **told: bool) -> Runner:
+    return lambda inputs: module(**inputs, **told)
 
 
 def _compiled(models: Mapping[str, PreTrainedModel], examples: Sequence[Inputs], runtime: Runtime) -> dict[str, Runner]:
@@ -51,10 +58,10 @@ def _compiled(models: Mapping[str, PreTrainedModel], examples: Sequence[Inputs],
         with torch.inference_mode(), runtime.autocast():
             for model in made.values():
                 for inputs in examples:
-                    model(**inputs)
+                    model(**inputs, **without_cache(model.config))
     except Exception as error:  # of torch._dynamo or torch._inductor, or the compiler's own
         raise Absent(f"torch.compile does not work here ({one_line(error)})") from error
-    return {name: _calls(model) for name, model in made.items()}
+    return {name: _calls(model, **without_cache(models[name].config)) for name, model in made.items()}
 
 
 def _onnx(

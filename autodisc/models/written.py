@@ -26,7 +26,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from autodisc.models.checkpoints import own_head
-from autodisc.models.layouts import Block, blocks, embeddings, layout_of
+from autodisc.models.layouts import Block, blocks, embeddings, layout_of, without_cache
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what Written takes, in its order
 
@@ -60,6 +60,24 @@ class Written(nn.Module):
         """Logits (B, V)."""
         types = {} if token_type_ids is None or not self.typed else {"token_type_ids": token_type_ids}
         logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
+        return logits
+
+
+class Whole(nn.Module):
+    """A model of any family through its own modules, with what ``Written`` takes and gives."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model, self.told = model, without_cache(model.config)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Logits (B, V), or (B, T, V) of tokens."""
+        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        logits: torch.Tensor = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **types, **self.told
+        ).logits
         return logits
 
 

@@ -50,6 +50,24 @@ def test_a_pruned_student_from_its_folder_gives_torchs_logits_at_any_shape(tiny,
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("family", "head"), [("t5", "sequence"), ("llama", "causal")])
+def test_a_family_whose_layers_are_not_written_out_is_exported_through_its_modules(tiny, tmp_path, family, head):
+    model = keep(tiny(family, head=head), UNEVEN)
+    made = export_onnx(model, tmp_path / MODEL, batches=[inputs(3, 7), inputs(1, 12)])
+    assert made.max_difference <= 1e-4
+    given = inputs(5, 30, seed=2)
+    with torch.no_grad():
+        expected = model(**given).logits.numpy()
+    found = OnnxModel(made.path, threads=1).logits({name: values.numpy() for name, values in given.items()})
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_of_images_is_not_exported(tiny, tmp_path):
+    with pytest.raises(ModelError, match="a vit reads pixel_values; only text is exported"):
+        export_onnx(tiny("vit"), tmp_path / MODEL, batches=[])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_family_without_token_types_is_exported_on_its_teachers_typed_texts(tiny, tmp_path):
     model = tiny("distilbert")
     file = OnnxModel(export_onnx(model, tmp_path / MODEL, batches=[inputs(2, 5, types=True)]).path)
