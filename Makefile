@@ -1,20 +1,29 @@
 # make demo: from nothing to a report. make test: the suite. Both set up .venv first, once.
+# make test-browser: dashboard and report in a chromium, where there is one (Debian: apt-get install chromium).
+# make screenshots: the README's pictures, from a study that is made for them.
 # make test-all: the slow tests too, which install other environments; minutes more.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-all style bench clean
+.PHONY: demo test test-all test-browser screenshots style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
 
+# A file's tests share fixtures, so a file stays on one core; a model is too small for a second thread.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m ''
+
+test-browser: $(VENV)/.browser
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser
+
+screenshots: $(VENV)/.browser
+	$(BIN)/python docs/screenshots.py
 
 style: $(VENV)/.style
 	$(BIN)/ruff format --check .
@@ -33,8 +42,9 @@ bench: $(VENV)/.demo
 # A stamp a set of extras: installed again only when what is installed has changed.
 $(VENV)/.demo: extras = demo
 $(VENV)/.test: extras = demo,test
+$(VENV)/.browser: extras = browser
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.demo $(VENV)/.test $(VENV)/.browser $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@touch $@

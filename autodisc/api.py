@@ -6,77 +6,79 @@ let a study choose the assistant, distil teacher -> assistant -> student.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
-from autodisc.config import (
-    CONFIG,
-    JOURNAL,
-    FinetuneConfig,
-    StudyConfig,
-    differences,
-    flatten,
-    read_config,
-    write_config,
-)
+from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
+from autodisc.costs import save_ledger
 from autodisc.distillation.finetuning import finetune_classifier
-from autodisc.distillation.schedule import Distilled, distill_sandwich, recover, recovery_steps
+from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
-from autodisc.finished import RANKING, SUPERNET, has_supernet, open_finished, scorer, storage_of
+from autodisc.files import is_free
+from autodisc.finished import RANKING, open_finished, storage_of
 from autodisc.models.checkpoints import load, save_model
+from autodisc.preparing import (
+    FREE,
+    FREE_IN_BASELINE,
+    keep_ranking,
+    made_of,
+    opened,
+    search_settings,
+    study_name,
+    take_ranking,
+    with_student,
+)
 from autodisc.progress import Progress
-from autodisc.pruning.supernet import Supernet
-from autodisc.reporting import dashboard
-from autodisc.reporting.records import latest, read_records
+from autodisc.resuming import LEDGER, Place, clear_records, is_teacher, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
-from autodisc.search.evaluation import Opened
-from autodisc.search.scorers import Slices
+from autodisc.search.sharing import SharedStudy, publish
 from autodisc.search.storage import open_study
-from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.showing import show_finished, show_maxidisc, show_search
+from autodisc.tasks.answers import differing
+from autodisc.tasks.metrics import decode
+from autodisc.urls import public
+from autodisc.working import is_shared, merge_ledgers, portable, take_trials
 from autodisc.workspace import (
+    SET_UP,
     Workspace,
     disk_errors,
     open_workspace,
     read_ranking,
-    resume_ledger,
-    save_ledger,
+    refuse_here,
     size,
-    write_ranking,
 )
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
-LEDGER = "ledger.json"
-# Settings that may change between calls.
-FREE = ("baseline", "cache", "runtime.threads", "search.storage", "search.jobs")
-FREE_IN_BASELINE = (
-    *FREE,
-    "search.lam",
-    "search.scorer",
-    "search.margin",
-    "search.prune",
-    "search.recovery",
-    "search.trials",
-    "search.importance.refit",
-)
-
 
 def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it."""
-    settings = config.teacher.finetune or FinetuneConfig()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    """Make a teacher: fine-tune ``config.teacher.model`` on the task, keep the best epoch on validation, save it.
+
+    The same call again goes on where it stopped, or returns the result.
+    """
+    refuse_here(out)
+    settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
     with disk_errors(out.parent):
+        done = made(out, "finetune", config, FREE)
+        if done is not None:
+            place.remove()
+            return done
+        if not place.exists() and not is_free(out):
+            raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
+        refuse_another(config, place.folder, FREE)
         space = open_workspace(config, progress=progress, finetune=True)
-        finetune_classifier(space.teacher, settings, space.workshop)
-        save_model(space.teacher, space.tokenizer, out)
-        result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
-        space.record(out, "finetune", None, result)
+        with place.claimed(space) as space:
+            finetune_classifier(space.teacher, settings, space.workshop)
+            clear_records(out)  # of a run that was stopped while it wrote one
+            save_model(space.teacher, space.tokenizer, out)
+            result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
+            space.record(out, "finetune", None, result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -85,36 +87,54 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
 
     Raises StudyError when ``out`` holds a study made with another configuration.
     """
+    place = Place.of(out)
     with disk_errors(out):
-        _refuse_another(config, out, FREE)
-        done = latest(read_records([out]), "search") if (out / "records").is_dir() else None
+        refuse_another(config, out, FREE)
+        done = made(out, "search")
         if done is not None:
-            return {**done.result, "cost": done.values["cost"]}
+            place.remove()
+            return done
         space = open_workspace(config, progress=progress)
-        storage = storage_of(config, out)
-        resume_ledger(space.ledger, out / LEDGER)
-        if (out / RANKING).exists():
-            space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
-        space = _with_student(space, out)
-        study = open_study(
-            f"{config.name}-{config.task.name}",
-            storage,
-            seed=config.runtime.seed,
-            fingerprint={**_made_of(space), **_settings(config)},
-            metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
-        )
-        _claim(config, out)  # only now: a mistake in data, teacher or storage leaves nothing behind
-        _keep_ranking(space, out)
-        opened, latency = _opened(space, out), space.budgeted_latency
-        run_study(study, opened, space.candidates, config.search, space.workshop, latency=latency)
-        save_ledger(space.ledger, out / LEDGER)
-        result = search_result(study, config.search, storage=storage)
-        if config.budget is not None:
-            result["student"] = {**asdict(space.extra["student"]), "budget": config.budget.model_dump(mode="json")}
-        teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
-        result["teacher"] = {"metric": teacher, **size(space.teacher)}
-        space.record(out, "search", "autodisc", result)
-        dashboard.publish(storage, study.study_name, result, config.search.lam)
+        place.refuse_changed(space)
+        storage, shared = storage_of(config, out), is_shared(config.search.storage)
+        with place.working(space) as space:
+            if (out / RANKING).exists():
+                space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
+            space = with_student(space, out)
+            study = open_study(
+                study_name(config),
+                storage,
+                seed=config.runtime.seed,
+                fingerprint={**made_of(space), **search_settings(config)},
+                metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
+                say=space.workshop.progress.say,
+                heartbeat_s=config.search.heartbeat_s if shared else None,
+            )
+            place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
+            if shared:
+                publish(study, portable(config))
+            keep_ranking(space, out)
+            teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+            live = show_search(study, space, out, teacher=teacher, storage=storage)
+            with space.ledger.stage(SET_UP):
+                live.refresh()
+            found, latency = opened(space, out), space.budgeted_latency
+            if shared:
+                take_trials(space, SharedStudy.of(study, out, config), found, live)
+                merge_ledgers(space.ledger, out)
+            else:
+                run_study(study, found, space.candidates, config.search, space.workshop, latency=latency, watch=live)
+            save_ledger(space.ledger, out / LEDGER)
+            result = search_result(study, config.search, storage=public(storage))
+            result["projected_flops"] = live.about.projected_flops
+            if config.budget is not None:
+                result["student"] = {
+                    **asdict(space.extra["student"]),
+                    "budget": config.budget.model_dump(mode="json"),
+                }
+            result["teacher"] = {"metric": teacher, **size(space.teacher)}
+            space.record(out, "search", "autodisc", result)
+            live.refresh()
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -125,10 +145,13 @@ def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> 
         return {"predicted": rehearsal.predict_search(space)}
 
 
-def distill(study: Path, *, config: StudyConfig | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def distill(
+    study: Path, *, config: StudyConfig | None = None, new: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
     """The fixed sandwich distillation from a finished search; ``config`` overrides the study's distillation settings.
 
-    Saves assistant and student under ``study/distilled-N``. Raises StudyError when nothing feasible was found.
+    Saves assistant and student under ``study/distilled-N``. The same call again goes on where it stopped, or returns
+    the result; with ``new`` it starts afresh beside it. Raises StudyError when nothing feasible was found.
     """
     finished = open_finished(study)
     config = finished.settled(config or finished.config)
@@ -139,35 +162,47 @@ def distill(study: Path, *, config: StudyConfig | None = None, progress: Progres
             "--recovery-steps or larger --sparsities, or distil without: autodisc baseline --strategy direct"
         )
     with disk_errors(study):
-        space = finished.open(config, progress=progress)
-        chain = chain_from(space.candidates, chosen["sparsity"], space.student)
-        start = finished.cut(space, chain[0])
-        made = distill_sandwich(space.teacher, start, space.ranking(), chain, config.distillation, space.workshop)
-        number = 1 + sum(1 for _ in study.glob("distilled-*"))
-        result = _distilled_result(space, made.assistant, made.student, study / f"distilled-{number}")
-        result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in made.between]
-        space.write_cards("distill", "autodisc", _distilled_cards(result))
-        space.record(study, "distill", "autodisc", result)
+        alike = None if new else finished.distilled_alike(config, FREE)
+        if alike is not None:
+            Place.of(study / Path(alike.result["student"]["path"]).parent.name).remove()
+            return {**alike.result, "cost": alike.values["cost"]}
+        place = finished.place_to_distil(config, FREE, new=new)
+        with place.claimed(finished.open(config, progress=progress)) as space:
+            chain = chain_from(space.candidates, chosen["sparsity"], space.student)
+            start = finished.cut(space, chain[0])
+            schedule = distill_sandwich(
+                space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
+            )
+            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder)
+            result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in schedule.between]
+            result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
+            space.record(study, "distill", "autodisc", result)
+            try:
+                show_finished(space, finished)
+            except StudyError as error:  # a folder that was moved has left its storage's path
+                space.workshop.progress.say(f"the dashboard does not show the student: {error}")
         return {**result, "cost": space.ledger.as_dict()}
 
 
 def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
+    place = Place.of(out / f"baseline-{strategy}")
     with disk_errors(out):
-        place = out / f"baseline-{strategy}"
-        _refuse_another(config, place, FREE_IN_BASELINE)
-        done = latest(read_records([out]), "baseline", strategy=strategy) if (out / "records").is_dir() else None
+        refuse_another(config, place.folder, FREE_IN_BASELINE)
+        done = made(out, "baseline", strategy=strategy)
         if done is not None:
-            return {**done.result, "cost": done.values["cost"]}
+            place.remove()
+            return done
         space = open_workspace(config, progress=progress)
-        resume_ledger(space.ledger, place / LEDGER)
-        _take_ranking(space, out)
-        space = _with_student(space, out)
-        _claim(config, place)
-        result = _direct(space, place) if strategy == "direct" else _maxidisc(space, place)
-        if result["best"] is not None:
-            space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
-        space.record(out, "baseline", strategy, result)
+        place.refuse_changed(space)
+        with place.working(space) as space:
+            take_ranking(space, out)
+            space = with_student(space, out)
+            place.claim(config, space)
+            result = (_direct if strategy == "direct" else _maxidisc)(space, place.folder)
+            if result["best"] is not None:
+                space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
+            space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
 
 
@@ -181,135 +216,43 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
     """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
     results: dict[str, Any] = {}
     if config.teacher.finetune is not None:
-        made = out / "teacher"
-        if not (made / "config.json").exists():
-            results["finetune"] = finetune(config, made, progress=progress)
+        teacher = out / "teacher"
+        if not is_teacher(teacher):
+            results["finetune"] = finetune(config, teacher, progress=progress)
         config = config.model_copy(
-            update={"teacher": config.teacher.model_copy(update={"model": str(made), "finetune": None})}
+            update={"teacher": config.teacher.model_copy(update={"model": str(teacher), "finetune": None})}
         )
     results["search"] = search(config, out, progress=progress)
     if results["search"]["best"] is not None:
-        done = latest(read_records([out]), "distill")
-        results["distill"] = {**done.result, "cost": done.values["cost"]} if done else distill(out, progress=progress)
+        results["distill"] = distill(out, progress=progress)
     for strategy in config.baseline.strategies:
         results[strategy] = baseline(config, strategy, out, progress=progress)
     return results
 
 
-def _refuse_another(config: StudyConfig, out: Path, free: tuple[str, ...]) -> None:
-    """Raise StudyError naming what differs, where ``out`` holds a study with another configuration."""
-    path = out / CONFIG
-    if path.exists():
-        changed = differences(read_config(path), config, ignore=free)
-        if changed:
-            raise StudyError(
-                f"{out}: holds a study with another configuration ({'; '.join(changed[:4])}). "
-                "Give another --out, or the same settings."
-            )
-
-
-def _claim(config: StudyConfig, out: Path) -> None:
-    """Make ``out`` this configuration's."""
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / CONFIG).exists():
-        write_config(config, out / CONFIG)
-
-
-def _made_of(space: Workspace) -> dict[str, Any]:
-    return {
-        "teacher": space.teacher_fingerprint,
-        "train": space.task.train.fingerprint,
-        "validation": space.task.validation.fingerprint,
-        "student_sparsity": space.config.student,
-        "seed": space.config.runtime.seed,
-    }
-
-
-def _settings(config: StudyConfig) -> dict[str, Any]:
-    """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
-    settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
-    return {name: value for name, value in settings.items() if name not in FREE}
-
-
-def _with_student(space: Workspace, out: Path) -> Workspace:
-    """The workspace with the student that a budget leads to: found once, in a study of its own beside the search's."""
-    config, budget = space.config, space.config.budget
-    if budget is None:
-        return space
-    made_of = fingerprint(space.teacher_fingerprint, space.ranking(), budget)
-    name, storage = f"{config.name}-{config.task.name}-student", storage_of(config, out)
-    student = known_student(name, storage, made_of, budget)
-    if student is None:
-        with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
-            uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)
-            config.with_student(best.sparsity)  # a grid beyond it is refused before anything is written
-            student = run_students(name, storage, made_of, uses, budget)
-    space.extra["student"] = student
-    return replace(space, config=config.with_student(student.sparsity))
-
-
-def _keep_ranking(space: Workspace, out: Path) -> None:
-    """Order the units once for the study in ``out``: other training rows or another seed would order otherwise."""
-    if not (out / RANKING).exists():
-        ranking = space.ranking()
-        save_ledger(space.ledger, out / LEDGER)
-        write_ranking(out / RANKING, ranking, space.ledger.stages["importance"])
-
-
-def _take_ranking(space: Workspace, out: Path) -> None:
-    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
-    if not (out / CONFIG).exists() or not (out / RANKING).exists():
-        return
-    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
-    if not differences(read_config(out / CONFIG), space.config, ignore=free):
-        space.extra["ranking"], cost = read_ranking(out / RANKING)
-        if "importance" not in space.ledger.stages:  # a resumed run's ledger holds it
-            space.ledger.charge("importance", cost)
-
-
-def _opened(space: Workspace, out: Path) -> Opened:
-    """How a trial gets its candidate; the shared recovery is made once, and found again by a resumed study."""
-    if space.config.search.scorer == "recovered" and not has_supernet(out):
-        return Slices(_recovered(space, out))
-    return scorer(space, out)
-
-
-def _recovered(space: Workspace, out: Path) -> Supernet:
-    """The supernet after the shared recovery."""
-    config, workshop = space.config, space.workshop
-    nested = [*space.candidates.values(), space.student]
-    with workshop.teacher(space.teacher, config.distillation) as outputs:
-        supernet = recover(
-            outputs,
-            space.ranking(),
-            nested,
-            steps=recovery_steps(config.search.recovery, config.distillation, space.task),
-            recovery=config.search.recovery,
-            distillation=config.distillation,
-            workshop=workshop,
-        )
-    save_model(supernet.extract(nested[0]), None, out / SUPERNET)
-    save_ledger(space.ledger, out / LEDGER)
-    return supernet
-
-
-def _save(space: Workspace, distilled: Distilled, path: Path) -> dict[str, Any]:
-    save_model(distilled.model, space.tokenizer, path)
-    return {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool = False) -> dict[str, Any]:
+    other = space.other if student else None
+    save_model(distilled.model, space.tokenizer if other is None else other.tokenizer, path)
+    found = {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+    if other is None:
+        heads, neurons = distilled.candidate.heads, distilled.candidate.neurons
+        found["candidate"] = {"heads": list(heads), "neurons": list(neurons)}
+    return found
 
 
 def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
     task = space.task
     with space.ledger.stage("final evaluation"):
-        final = space.evaluate(student.model, task.final)
+        answers, final = _final_answers(space, student.model)
         extra = {name: space.evaluate(student.model, split) for name, split in task.extra.items()}
+    theirs, teachers = _final_answers(space, space.teacher)
     finals = {
-        "teacher": space.evaluate(space.teacher, task.final),
+        "teacher": teachers,
         "assistant": space.evaluate(assistant.model, task.final),
     }
-    teacher = {
-        "metric": finals["teacher"]["metric"],
-        "standard_error": finals["teacher"]["standard_error"],
+    known = ("metric", "standard_error", "confusion")
+    teacher: dict[str, Any] = {
+        **{name: value for name, value in finals["teacher"].items() if name in known},
         "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
         **size(space.teacher),
     }
@@ -320,13 +263,31 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
             "final": finals["assistant"],
         },
         "student": {
-            **_save(space, student, folder / "student"),
+            **_save(space, student, folder / "student", student=True),
             **final,
             "validation_metric": student.metric,
             "extra": extra,
         },
         "teacher": teacher,
+        "differing": _differing(space, theirs, answers),
     }
+
+
+def _final_answers(space: Workspace, model: PreTrainedModel) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """A model's logits (N, V) on the final split, where examples of it are to be shown, and its scores."""
+    final, kind = space.task.final, space.task.kind
+    if not space.config.reporting.examples or kind not in ("classification", "regression"):
+        return None, space.evaluate(model, final)
+    logits = space.logits(model, final)
+    return logits, space.scores(decode(logits, kind), final)
+
+
+def _differing(space: Workspace, teacher: np.ndarray | None, student: np.ndarray | None) -> dict[str, Any] | None:
+    """Where the student decides otherwise than the teacher on the final split; None where nothing is to be kept."""
+    if teacher is None or student is None:
+        return None
+    count = space.config.reporting.examples
+    return differing(teacher, student, space.task.final, task=space.task, tokenizer=space.tokenizer, count=count)
 
 
 def _distilled_cards(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -358,19 +319,32 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
         f"{space.config.name}-{space.config.task.name}-maxidisc",
         storage,
         seed=space.config.runtime.seed,
-        fingerprint=_made_of(space),
+        fingerprint=made_of(space),
         metric_name=f"student's {space.task.metric.name}",
+        say=space.workshop.progress.say,
     )
 
     def keep(assistant: Distilled, student: Distilled) -> None:
         _save(space, assistant, place / "assistant")
-        _save(space, student, place / "student")
+        _save(space, student, place / "student", student=True)
 
-    def settled() -> None:
-        save_ledger(space.ledger, place / LEDGER)
-
-    work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation)
-    run_maxidisc(study, work, space.workshop, keep, settled, jobs=space.config.search.jobs)
+    live = show_maxidisc(study, space, place, storage=storage)
+    live.refresh()
+    work = MultiTrial(
+        space.teacher, space.ranking(), space.candidates, space.student, space.config.distillation, space.student_model
+    )
+    search = space.config.search
+    run_maxidisc(
+        study,
+        work,
+        space.workshop,
+        keep,
+        jobs=search.jobs,
+        backend=search.backend,
+        retries=search.retries,
+        watch=live,
+    )
+    live.refresh()
     result = baseline_result(study, storage=storage)
     best = result["best"]
     if best is not None:
@@ -386,8 +360,9 @@ def _direct(space: Workspace, place: Path) -> dict[str, Any]:
         space.student,
         space.config.distillation,
         space.workshop,
+        space.student_model,
     )
-    _save(space, student, place / "student")
+    _save(space, student, place / "student", student=True)
     spent = space.ledger.total
     trial = {
         "number": 0,
@@ -413,6 +388,7 @@ def _final(space: Workspace, model: PreTrainedModel, path: Path) -> dict[str, An
         "metrics": final["metrics"],
         "split": final["split"],
         "standard_error": final["standard_error"],
+        "confusion": final.get("confusion"),
         "path": str(path),
         **size(model),
     }

@@ -25,7 +25,7 @@ from autodisc.config import RuntimeConfig, StudyConfig
 from autodisc.errors import ConfigError
 from autodisc.models.checkpoints import load_model, load_model_config, load_tokenizer
 from autodisc.models.inference import ForwardFlops, count_forward
-from autodisc.models.latency import TURNS, Work, random_inputs, settle_on, shares, take_turns
+from autodisc.models.latency import TURNS, Work, longest_input, random_inputs, settle_on, shares, take_turns
 from autodisc.models.layouts import blocks, encoder_parameters
 from autodisc.models.runners import KINDS, Absent, Runner, runners
 from autodisc.progress import Progress, Silent
@@ -86,7 +86,7 @@ def bench(
         opened = {name: load_model(model) for name, model in zip(names, models, strict=True)}
         for each in opened.values():
             each.to(ready.device)  # type: ignore[arg-type]
-    _check_lengths(opened, lengths)
+    _check_inputs(opened, lengths)
     flops = {name: _counted(model) for name, model in opened.items()}
     real: dict[int, Inputs] = {}
     if REAL in lengths:
@@ -217,12 +217,18 @@ def _names(models: Sequence[str | Path]) -> list[str]:
     raise ConfigError(f"model: {models[0]} is given twice; leave one out")
 
 
-def _check_lengths(models: Mapping[str, PreTrainedModel], lengths: Sequence[int | str]) -> None:
+def _check_inputs(models: Mapping[str, PreTrainedModel], lengths: Sequence[int | str]) -> None:
+    """All models are given the first one's tokens."""
+    first, known = next((name, model.config.vocab_size) for name, model in models.items())
     for name, model in models.items():
-        positions = getattr(model.config, "max_position_embeddings", None)
+        if (words := model.config.vocab_size) < known:
+            raise ConfigError(
+                f"model: {name} knows {words} tokens, {first}, whose tokens all are given, {known}; give it first"
+            )
+        most = longest_input(model)
         for length in lengths:
-            if isinstance(length, int) and positions is not None and length > positions:
-                raise ConfigError(f"lengths: got {length}; {name} has positions for {positions} tokens")
+            if isinstance(length, int) and most is not None and length > most:
+                raise ConfigError(f"lengths: got {length}; {name} has positions for {most} tokens")
 
 
 def _counted(model: PreTrainedModel) -> ForwardFlops:

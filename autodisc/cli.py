@@ -16,6 +16,7 @@ import typer
 
 from autodisc.commands import bench, exporting, labelling, making, results
 from autodisc.errors import AutodiscError
+from autodisc.interrupts import termination_interrupts
 
 INTERRUPTED = 130  # what shells report of a process that SIGINT ended
 
@@ -30,7 +31,7 @@ for group in (making, exporting, bench, labelling, results):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command line; returns the exit code: 2 where the user can set it right, 130 after Ctrl-C."""
+    """Run one command line; returns the exit code: 2 where the user can set it right, 130 after Ctrl-C or SIGTERM."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # torch's CPU matrix library compiles a kernel for every shape and forgets all but 1,024; batches by length and
     # layers of different widths make tens of thousands. With room for more a student's step took 0.6 of the time;
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     debug = "--debug" in arguments
     try:
-        with contextlib.nullcontext() if debug else _quiet_libraries():
+        with termination_interrupts(), contextlib.nullcontext() if debug else _quiet_libraries():
             code = app(arguments or ["--help"], prog_name="autodisc", standalone_mode=False) or 0
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED

@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
+    field_serializer,
     field_validator,
     model_validator,
 )
 
 from autodisc.errors import ConfigError
+from autodisc.files import write_text
+from autodisc.urls import public
 
 Kind = Literal["classification", "regression", "tokens", "causal-lm"]
 MetricName = Literal[
@@ -63,6 +67,22 @@ _PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 
 
+def check_name(value: str) -> str:
+    """``value``, which names a folder or a part of one; raises ValueError where it could lead out of it."""
+    if value in ("", ".", "..") or not value.isprintable() or "/" in value or "\\" in value:
+        raise ValueError(f"got {value!r}; expected a name without / and \\, since folders are named after it")
+    return value
+
+
+def _backend(value: str) -> str:
+    if not re.fullmatch(r"loky|ray|dask://[^\s/@]+:\d+", value):
+        raise ValueError(f"got {value!r}; expected loky (processes here), dask://HOST:PORT or ray")
+    return value
+
+
+Backend = Annotated[str, AfterValidator(_backend)]  # of joblib
+
+
 class TaskConfig(Section):
     """What is learned."""
 
@@ -89,6 +109,8 @@ class TaskConfig(Section):
         lt=0.5,
         description="Part of train for the final figure where test has no labels; set aside first.",
     )
+
+    _name = field_validator("name")(check_name)
 
 
 class FinetuneConfig(Section):
@@ -164,8 +186,24 @@ class SearchConfig(Section):
         description="Stop evaluating a candidate that is surely worse than the best. Off: what was stopped has no"
         " metric on all of validation, and `report --lam` cannot rank it.",
     )
+    retries: int = Field(
+        1,
+        ge=0,
+        description="Times that a failed trial is tried again; one that diverged would end the same, and is not.",
+    )
     jobs: int = Field(1, ge=1, description="Processes that run trials side by side and share the CPU threads out.")
-    storage: str | None = Field(None, description="Optuna storage URL; none: a journal in the study's folder.")
+    backend: Backend = Field("loky", description="Where the processes of `jobs` run.")
+    storage: str | None = Field(
+        None,
+        description="Optuna storage URL, or a journal's path; none: a journal in the study's folder. Given, trials are"
+        " taken one at a time, so that `autodisc worker` may take others.",
+    )
+    heartbeat_s: int = Field(
+        10,
+        ge=1,
+        description="Of a study that several processes work on: seconds between a process's signs of life. What one"
+        " was at that misses three is another's; the same for all of them.",
+    )
     importance: ImportanceConfig = ImportanceConfig()
     recovery: RecoveryConfig = RecoveryConfig()
 
@@ -190,6 +228,11 @@ class SearchConfig(Section):
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low: got {self.low}, above high = {self.high}")
         return self
+
+    @field_serializer("storage")
+    def _without_password(self, value: str | None) -> str | None:
+        """What is written of these settings, wherever, has no secret."""
+        return None if value is None else public(value)
 
     @field_validator("sparsities")
     @classmethod
@@ -271,6 +314,25 @@ class RuntimeConfig(Section):
         "auto", description="auto: bf16 autocast where the hardware multiplies bf16, else fp32."
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; none: torch's choice.")
+    checkpointing: bool = Field(
+        False,
+        description="In training, and in the first-order importance, keep of a layer what enters it alone, and compute"
+        " it again in the backward pass: a third more work, the memory of one layer. For models that do not fit.",
+    )
+    checkpoint_minutes: float = Field(
+        5.0,
+        ge=0,
+        description="Between two states of a training on disk, and always one at its end; 0: after every step. Writing"
+        " one takes about as long as saving the model four times.",
+    )
+
+
+class ReportingConfig(Section):
+    """What a record keeps for people to look at."""
+
+    examples: int = Field(
+        8, ge=0, le=50, description="Texts kept on which student and teacher differ. 0: none, where texts are private."
+    )
 
 
 class StudyConfig(Section):
@@ -283,11 +345,19 @@ class StudyConfig(Section):
         None, description="Fraction of heads and of neurons that the student loses; 0.9 where there is no budget."
     )
     budget: BudgetConfig | None = Field(None, description="In place of student_sparsity, which the search then finds.")
+    student_model: str | None = Field(
+        None,
+        description="In place of both: a pretrained model of another architecture with the teacher's vocabulary; its"
+        " encoder's parameters over the teacher's are its scale.",
+    )
     search: SearchConfig = SearchConfig()
     distillation: DistillationConfig = DistillationConfig()
     baseline: BaselineConfig = BaselineConfig()
     cache: CacheConfig = CacheConfig()
     runtime: RuntimeConfig = RuntimeConfig()
+    reporting: ReportingConfig = ReportingConfig()
+
+    _name = field_validator("name")(check_name)
 
     @field_validator("student_sparsity")
     @classmethod
@@ -299,12 +369,12 @@ class StudyConfig(Section):
     def _sparsity_or_budget(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        sparsity, budget = values.get("student_sparsity"), values.get("budget")
-        if sparsity is None and budget is None:
+        given = [name for name in ("student_sparsity", "budget", "student_model") if values.get(name) is not None]
+        if not given:
             return {**values, "student_sparsity": DEFAULT_STUDENT}
-        if sparsity is not None and budget is not None:
+        if len(given) > 1:
             raise ValueError(
-                f"student_sparsity: got {sparsity} beside a budget, which is there to find it; give one of the two"
+                f"{given[0]}: got one beside {given[1]}; each says what the student is. Give one of the two"
             )
         return values
 
@@ -321,19 +391,20 @@ class StudyConfig(Section):
 
     @property
     def student(self) -> float:
-        """The student's sparsity; one that a budget asks for has to be found first, see ``with_student``."""
+        """The student's sparsity; a budget's, or a model's, has to be found first, see ``with_student``."""
         if self.student_sparsity is None:
-            raise ValueError("student_sparsity: the budget's student has not been found yet")
+            raise ValueError("student_sparsity: the student has not been found yet")
         return self.student_sparsity
 
     def with_student(self, sparsity: float) -> StudyConfig:
-        """These settings with the student that the budget led to; raises ConfigError where an assistant is beyond."""
+        """These settings with the sparsity that was found; raises ConfigError where an assistant is beyond."""
         found = self.model_copy(update={"student_sparsity": sparsity})
+        why = "the least sparse that meets the budget" if self.budget is not None else "which its model's size comes to"
         beyond = [value for value in found.assistant_sparsities if value >= sparsity]
         if beyond:
             raise ConfigError(
-                f"search.sparsities: got {beyond[0]:g}, at or beyond the student's {sparsity:g}, the least sparse that"
-                " meets the budget; a teacher assistant lies between teacher and student. Remove it, or give less."
+                f"search.sparsities: got {beyond[0]:g}, at or beyond the student's {sparsity:g}, {why}; a teacher"
+                " assistant lies between teacher and student. Remove it, or give less."
             )
         return found
 
@@ -401,14 +472,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_config(config: StudyConfig, path: Path) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), "utf-8")
-    os.replace(partial, path)  # a reader sees no half of it
+    write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
 
-def differences(ours: StudyConfig, theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
-    """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out."""
-    left, right = flatten(ours.model_dump(mode="json")), flatten(theirs.model_dump(mode="json"))
+def differences(ours: StudyConfig | dict[str, Any], theirs: StudyConfig, *, ignore: tuple[str, ...] = ()) -> list[str]:
+    """Fields that differ, as ``search.lam: 0.2 -> 0.1``; names in ``ignore`` and below them are left out.
+
+    ``ours`` may be what a record holds: a setting that it lacks, of an earlier version, had its default.
+    """
+    right = flatten(theirs.model_dump(mode="json"))
+    if isinstance(ours, dict):
+        plain = StudyConfig(task=TaskConfig(name=""), teacher=TeacherConfig(model=""), student_sparsity=None)
+        left = {**flatten(plain.model_dump(mode="json")), **flatten(ours)}
+    else:
+        left = flatten(ours.model_dump(mode="json"))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"
         for key in sorted(left.keys() | right.keys())

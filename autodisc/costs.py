@@ -11,11 +11,17 @@ what the clock says; peak memory is the largest process's.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
+
+from autodisc.errors import StudyError
+from autodisc.files import write_json
 
 Found = TypeVar("Found")
 COUNTED_BATCHES = 2  # FlopCounterMode doubles a step's time; rates differ between batches by < 3 %
@@ -36,6 +42,12 @@ class Cost:
         self.flops += other.flops
         self.peak_mib = max(self.peak_mib, other.peak_mib)
 
+    def since(self, before: Cost) -> Cost:
+        """What came on top of ``before``."""
+        return Cost(
+            self.seconds - before.seconds, self.tokens - before.tokens, self.flops - before.flops, self.peak_mib
+        )
+
 
 @dataclass
 class _Rate:
@@ -53,7 +65,7 @@ class Ledger:
         self.decisions: dict[str, str] = {}  # what was decided by a measurement of this run, and the reason
         self._open: list[tuple[str, float]] = []
         self.beside_s = 0.0  # seconds of the stages that passed while another process was at work
-        self._rates: dict[Hashable, _Rate] = {}
+        self._rates: dict[str, _Rate] = {}
         self._found: dict[Hashable, Any] = {}
 
     @property
@@ -67,7 +79,7 @@ class Ledger:
     def stage(self, name: str) -> Iterator[Cost]:
         """Time a stage; entering the same name again adds to it."""
         cost = self.stages.setdefault(name, Cost())
-        self._pause()
+        self.pause()
         self._open.append((name, time.perf_counter()))
         outermost = len(self._open) == 1
         if outermost:
@@ -75,13 +87,13 @@ class Ledger:
         try:
             yield cost
         finally:
-            self._pause()
+            self.pause()
             self._open.pop()
             cost.peak_mib = max(cost.peak_mib, _peak_mib())
             if self._open:
                 self._open[-1] = (self._open[-1][0], time.perf_counter())
 
-    def _pause(self) -> None:
+    def pause(self) -> None:
         """Book the innermost open stage's time up to now."""
         if self._open:
             name, since = self._open[-1]
@@ -104,13 +116,23 @@ class Ledger:
         """Book work that was read from a cache at what it cost to make."""
         self.stages.setdefault(name, Cost()).add(cost)
 
+    def charge_once(self, key: str, name: str, cost: Cost) -> None:
+        """The same, where this run has not paid for ``key`` yet, however often it was stopped."""
+        if key not in self.paid:
+            self.pay(key)
+            self.charge(name, cost)
+
+    def pay(self, key: str) -> None:
+        """Note that what ``key`` stands for is booked."""
+        self.paid[key] = np.ones(1, dtype=bool)
+
     @contextlib.contextmanager
     def count(self, kind: Hashable, tokens: int) -> Iterator[None]:
         """Book the FLOPs of the body, which processes ``tokens`` tokens, to the innermost open stage.
 
         ``kind`` names work of one cost per token (an active candidate, forward or training).
         """
-        rate = self._rates.setdefault(kind, _Rate())
+        rate = self._rates.setdefault(repr(kind), _Rate())
         if rate.batches < COUNTED_BATCHES:
             with flop_counter() as counter:
                 yield
@@ -154,6 +176,42 @@ class Ledger:
         total = self.total
         elapsed_s = total.seconds - self.beside_s
         return {**vars(total), "elapsed_s": elapsed_s, "stages": stages, "decisions": dict(self.decisions)}
+
+
+def save_ledger(ledger: Ledger, path: Path) -> None:
+    """Keep what was spent up to now and what it paid for, so that a resumed run counts all of it, once."""
+    ledger.pause()
+    write_json(
+        path,
+        {
+            "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
+            "decisions": ledger.decisions,
+            "beside_s": ledger.beside_s,
+            "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
+            "rates": {kind: vars(rate) for kind, rate in ledger._rates.items()},
+        },
+    )
+
+
+def resume_ledger(ledger: Ledger, path: Path) -> None:
+    """Add what was kept in ``path``, where there is such a file."""
+    if not path.exists():
+        return
+    try:
+        kept = json.loads(path.read_text())
+        stages = {name: Cost(**cost) for name, cost in kept["stages"].items()}
+        rates = {kind: _Rate(**rate) for kind, rate in kept.get("rates", {}).items()}
+        paid = {key: np.isin(np.arange(count), rows) for key, (count, rows) in kept["paid"].items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise StudyError(
+            f"{path}: is damaged, and with it what was spent up to now; remove it to go on without, or give --new"
+        ) from None
+    for name, cost in stages.items():
+        ledger.charge(name, cost)
+    ledger.paid |= paid
+    ledger.decisions |= kept.get("decisions", {})
+    ledger.beside_s += kept.get("beside_s", 0.0)
+    ledger._rates |= rates  # counted once: a resumed run books what an uninterrupted one does
 
 
 def flop_counter() -> Any:

@@ -40,6 +40,10 @@ class TrainingError(AutodiscError):
     """Training went wrong: a loss that is not finite, for instance."""
 
 
+class DivergedError(TrainingError):
+    """Numbers that are not finite, whatever was tried: the same again would end the same."""
+
+
 def one_line(error: BaseException, length: int = 160) -> str:
     """Another's message as a part of ours."""
     text = " ".join(str(error).split()) or type(error).__name__

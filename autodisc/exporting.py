@@ -10,6 +10,7 @@ teacher and refitted. It was not distilled; what it is worth is measured on vali
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -23,10 +24,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import BATCH, LENGTH, BudgetConfig, StudyConfig
 from autodisc.errors import ConfigError, StudyError
+from autodisc.files import is_free
 from autodisc.finished import Finished, open_finished
 from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
 from autodisc.models.inference import evaluation_batch
+from autodisc.models.latency import is_whole
 from autodisc.models.onnx import MODEL, OnnxModel, export_onnx, quantize_int8, require_onnx, write_beside
 from autodisc.models.reading import read
 from autodisc.progress import Progress, Silent
@@ -37,7 +40,7 @@ from autodisc.search.students import uses_of
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, disk_errors, open_workspace, size
+from autodisc.workspace import Workspace, disk_errors, open_workspace, refuse_here, size
 
 Format = Literal["autodisc", "dense", "onnx"]
 INT8 = "model.int8.onnx"
@@ -55,14 +58,15 @@ def candidates(
     """Every candidate that a finished study measured, beside its teacher and its student: metric, size, latency.
 
     The latency is of a forward of ``batch`` rows of ``length`` tokens, those of the study's budget unless given,
-    and predicted from the timings of layers on this machine.
+    and predicted from the timings of the teacher's layers on this machine: none where the teacher is pruned itself, nor
+    for a student of another architecture.
     """
     finished = open_finished(study)
     space = finished.open(config, progress=progress)
     result, budget = finished.searched.result, finished.config.budget
     batch = batch or (budget.batch if budget else BATCH)
     length = length or (budget.length if budget else LENGTH)
-    latency = space.latency(batch, length)
+    latency = space.latency(batch, length) if is_whole(space.teacher) else None
 
     def row(each: Candidate, **others: Any) -> dict[str, Any]:
         (use,) = uses_of(space.teacher, [each], latency)
@@ -78,13 +82,18 @@ def candidates(
         else:
             each = Candidate(trial["sparsity"], tuple(kept["heads"]), tuple(kept["neurons"]))
             rows.append(row(each, **facts))
-    made = finished.distilled
-    student = {"metric": made.result["student"]["validation_metric"], "path": str(finished.student)} if made else {}
+    student = row(space.student, metric=None, path=None)
+    if space.other is not None:
+        found = size(space.other.model)
+        student |= {"params": found["params"], "macs": found["macs"], "latency_ms": None}
+    if finished.distilled is not None:
+        metric = finished.distilled.result["student"]["validation_metric"]
+        student |= {"metric": metric, "path": str(finished.student)}
     low, high = _range(finished)
     return {
         "teacher": row(candidate(space.ranking(), 0.0), metric=result["teacher"]["metric"]),
         "candidates": rows,
-        "student": row(space.student, **{"metric": None, "path": None, **student}),
+        "student": student,
         "exportable": {"from": low, "to": high},
         "latency": {"batch": batch, "length": length, **_machine(space)},
     }
@@ -133,14 +142,14 @@ def export(
     if sparsity is not None:
         facts |= {"source": finished.config.search.scorer, "sparsity": sparsity}
         with space.workshop.progress.stage("cutting", None):
-            model = finished.cut(space, candidate(space.ranking(), sparsity))
+            model, tokenizer = finished.cut(space, candidate(space.ranking(), sparsity)), space.tokenizer
     else:
         assert finished.student is not None
         assert finished.distilled is not None
         facts |= {"source": str(finished.student), "sparsity": finished.distilled.result["student"]["sparsity"]}
-        model = load(finished.student)
+        model, tokenizer = load(finished.student), load_tokenizer(finished.student)
     facts["teacher"] = finished.searched.result["teacher"]
-    return _export(model, space.tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
+    return _export(model, tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
 
 
 def export_model(
@@ -178,8 +187,9 @@ def _check(out: Path, format: str, int8: bool, opset: int | None) -> None:
         raise ConfigError(f"{'int8' if int8 else 'opset'}: is for format onnx, not for {format}")
     if format == "onnx":
         require_onnx()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if not is_free(out):
         raise StudyError(f"{out}: holds something already; give --out an empty or a new folder")
+    refuse_here(out)
 
 
 def _range(finished: Finished) -> tuple[float, float]:
@@ -208,7 +218,7 @@ def _export(
         model.to(space.workshop.runtime.device)  # type: ignore[arg-type]
         with progress.stage("validation", None):
             result |= space.evaluate(model, space.task.validation)
-    partial = out.with_name(f".{out.name}.partial")
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
     with disk_errors(out), progress.stage(f"writing {format}", None):
         shutil.rmtree(partial, ignore_errors=True)
         try:

@@ -10,18 +10,19 @@ DIR/distilled-N/    assistant and student of each distillation
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from autodisc.config import CONFIG, JOURNAL, StudyConfig, read_config
+from autodisc.config import CONFIG, JOURNAL, StudyConfig, differences, read_config, read_yaml
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import load
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import Record, latest, read_records
+from autodisc.resuming import Place
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Cuts, Slices
 from autodisc.workspace import Workspace, open_workspace, read_ranking
@@ -36,7 +37,12 @@ class Finished:
     folder: Path
     config: StudyConfig  # with the student that was found, where a budget asked for it
     searched: Record
-    distilled: Record | None  # the newest
+    distillations: tuple[Record, ...]
+
+    @property
+    def distilled(self) -> Record | None:
+        """The newest distillation."""
+        return latest(self.distillations, "distill")
 
     @property
     def student(self) -> Path | None:
@@ -60,6 +66,26 @@ class Finished:
         found = self.searched.values["config"]["student_sparsity"]
         return config.with_student(found) if config.student_sparsity is None else config
 
+    def distilled_alike(self, config: StudyConfig, free: tuple[str, ...]) -> Record | None:
+        """The newest distillation of these settings whose student is still there."""
+        for record in sorted(self.distillations, key=lambda record: record.created, reverse=True):
+            student = Path(record.result["student"]["path"])
+            there = (self.folder / student.parent.name / student.name).exists()
+            if there and not differences(record.values["config"], config, ignore=free):
+                return record
+        return None
+
+    def place_to_distil(self, config: StudyConfig, free: tuple[str, ...], *, new: bool) -> Place:
+        """Where a distillation of these settings was stopped, or, none or ``new``, the next of the folders."""
+        numbers = [0]
+        for folder in sorted(self.folder.glob("distilled-*")):
+            place = Place.of(folder)
+            numbers += [int(number)] if (number := folder.name.removeprefix("distilled-")).isdigit() else []
+            claimed = place.exists() and (folder / CONFIG).exists()
+            if claimed and not new and not differences(read_yaml(folder / CONFIG), config, ignore=free):
+                return place
+        return Place.of(self.folder / f"distilled-{max(numbers) + 1}")
+
     def cut(self, space: Workspace, candidate: Candidate) -> PreTrainedModel:
         """A candidate with the weights that the study scored: out of the supernet, or cut and refitted."""
         if self.config.search.scorer == "recovered":
@@ -74,8 +100,8 @@ def open_finished(folder: Path) -> Finished:
     searched = latest(records, "search")
     if config is None or searched is None:
         raise StudyError(f"{folder}: holds no finished search; run 'autodisc search --out {folder}' first")
-    finished = Finished(folder, config, searched, latest(records, "distill"))
-    return Finished(folder, finished.settled(config), searched, finished.distilled)
+    finished = Finished(folder, config, searched, tuple(record for record in records if record.kind == "distill"))
+    return replace(finished, config=finished.settled(config))
 
 
 def storage_of(config: StudyConfig, folder: Path) -> str:

@@ -25,7 +25,8 @@ from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
 from autodisc.models.inference import EVALUATION_BATCH, forward
-from autodisc.models.modeling_autodisc import head_of
+from autodisc.models.latency import longest_input
+from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
 from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
@@ -220,7 +221,8 @@ def onnx_file(model: str | Path) -> Path | None:
     path = Path(model)
     if path.suffix == ".onnx":
         return path
-    return path / MODEL if (path / MODEL).is_file() else None
+    beside_torch = (path / CONFIG).is_file()  # as other exporters write it
+    return path / MODEL if (path / MODEL).is_file() and not beside_torch else None
 
 
 def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifier:
@@ -230,9 +232,9 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     if tokenizer.pad_token_id is None:
         raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
     longest = min(max_length, tokenizer.model_max_length)
-    positions = getattr(model.config, "max_position_embeddings", longest)
-    if longest > positions:
-        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {positions} tokens, give no more")
+    most = longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {most} tokens, give no more")
     model.to(runtime.device)  # type: ignore[arg-type]
 
     def run(batch: Batch) -> np.ndarray:
@@ -247,19 +249,23 @@ def _open_onnx(file: Path, runtime: Runtime, max_length: int) -> Classifier:
     try:
         told = json.loads((file.parent / BESIDE).read_text(encoding="utf-8"))
         names = tuple(told["id2label"][str(i)] for i in range(len(told["id2label"])))
+        longest, inputs = int(told["max_length"]), list(told["inputs"])
         tokenizer = PreTrainedTokenizerFast(
-            tokenizer_file=str(file.parent / "tokenizer.json"),
-            model_max_length=told["max_length"],
-            model_input_names=told["inputs"],
+            tokenizer_file=str(file.parent / "tokenizer.json"), model_max_length=longest, model_input_names=inputs
         )
     except Exception as error:  # tokenizers' errors derive from Exception alone
         raise CheckpointError(f"{file.parent}: {BESIDE} or tokenizer.json is missing or damaged ({error})") from error
+    if (set(inputs), len(names)) != (set(model.inputs), model.width):
+        raise CheckpointError(
+            f"{file.parent}: {BESIDE} is of another file: it has {len(names)} labels and gives {', '.join(inputs)};"
+            f" {file.name} takes {', '.join(model.inputs)} and has {model.width}. Export it again."
+        )
 
     def run(batch: Batch) -> np.ndarray:
         return model.logits({name: values.numpy() for name, values in batch.inputs.items()})
 
     classes = names if len(names) > 1 else None
-    return Classifier(str(file), classes, tokenizer, min(max_length, told["max_length"]), run)
+    return Classifier(str(file), classes, tokenizer, min(max_length, longest), run)
 
 
 class _Labels:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
+
+from autodisc.costs import Cost
 
 
 class Bar(Protocol):
@@ -17,6 +19,9 @@ class Progress(Protocol):
     def stage(self, name: str, total: int | None) -> contextlib.AbstractContextManager[Bar]: ...
     def say(self, text: str) -> None:
         """One line that stays: a decision, a fallback, a result."""
+
+    def spending(self, cost: Callable[[], Cost]) -> None:
+        """Where the run's cost so far can be asked for."""
 
 
 class _SilentBar:
@@ -35,4 +40,7 @@ class Silent:
         yield _SilentBar()
 
     def say(self, text: str) -> None:
+        pass
+
+    def spending(self, cost: Callable[[], Cost]) -> None:
         pass

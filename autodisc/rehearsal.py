@@ -150,7 +150,8 @@ class _Bench:
         config, settings, train_split = self.config.distillation, self.config.search.recovery, self.task.train
         steps = recovery_steps(settings, config, self.task)
         before_mib = _resident_mib()
-        supernet = Supernet(extract(self.teacher, self.ranking, self.nested[0]), self.ranking)
+        start = extract(self.teacher, self.ranking, self.nested[0])
+        supernet = Supernet(start, self.ranking, checkpointing=self.runtime.checkpointing)
         outputs = self.cache(train_split.select([0]), Ledger())
         always = [self.nested[0], self.nested[-1]]
         sandwich = Sandwich(

@@ -6,10 +6,12 @@ import contextlib
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from autodisc.config import RuntimeConfig
 from autodisc.errors import ConfigError
@@ -21,6 +23,7 @@ class Runtime:
     precision: str  # "fp32" or "bf16"
     threads: int
     seed: int
+    checkpointing: bool = False  # of activations: what is within a layer is computed again in the backward pass
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """bf16 autocast where the precision says so; master weights stay fp32."""
@@ -42,7 +45,12 @@ def make_runtime(config: RuntimeConfig) -> Runtime:
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if _multiplies_bf16(device) else "fp32"
-    return Runtime(device, precision, torch.get_num_threads(), config.seed)
+    return Runtime(device, precision, torch.get_num_threads(), config.seed, config.checkpointing)
+
+
+def made_with() -> tuple[str, ...]:
+    """The versions that decide the bits of what is computed; of everything that is kept to be used again."""
+    return tuple(f"{name} {metadata.version(name)}" for name in ("torch", "transformers"))
 
 
 def _device(name: str) -> torch.device:
@@ -68,6 +76,16 @@ def _multiplies_bf16(device: torch.device) -> bool:
             flags = Path("/proc/cpuinfo").read_text()
             return "avx512_bf16" in flags or "amx_bf16" in flags
     return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's memory, or the machine's, did not suffice."""
+    return isinstance(error, MemoryError) or (isinstance(error, Exception) and should_reduce_batch_size(error))
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more."""
+    clear_device_cache(garbage_collection=True)
 
 
 @contextlib.contextmanager

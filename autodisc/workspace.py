@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,28 +19,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import AutodiscError, ModelError
+from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
+from autodisc.files import check_writable, write_json
 from autodisc.models.checkpoints import (
     FINE_TUNED,
     fingerprint,
     load_model,
     load_model_config,
     load_tokenizer,
+    own_head,
     resolve,
 )
 from autodisc.models.inference import forward_macs, predict, width
-from autodisc.models.latency import LatencyTable, latency_table, random_inputs, settle_on, take_turns
+from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
-from autodisc.models.modeling_autodisc import Head, head_of
+from autodisc.models.modeling_autodisc import CODE, Head, head_of
+from autodisc.models.reading import Reader, raw, read
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
-from autodisc.reporting.model_card import write_card
+from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
-from autodisc.runtime import make_runtime, seeded
+from autodisc.runtime import Runtime, made_with, make_runtime, seeded
+from autodisc.tasks.answers import confusion
 from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP = "set-up"
+RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
 HEADS: dict[Kind, Head] = {  # what a model needs to learn a kind of task
     "classification": "sequence",
     "regression": "sequence",
@@ -48,6 +53,15 @@ HEADS: dict[Kind, Head] = {  # what a model needs to learn a kind of task
     "causal-lm": "causal",
 }
 CARD_SHAPES = ((1, 64), (8, 64))  # batch and length of the latencies in a model's card: some seconds for a base model
+
+
+@dataclass(frozen=True)
+class OtherStudent:
+    """A pretrained model of another architecture, with a new head for the task, for the student to start from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase  # the teacher's vocabulary, its own settings
+    sparsity: float  # 1 − its encoder's parameters / the teacher's
 
 
 @dataclass(frozen=True)
@@ -60,6 +74,7 @@ class Workspace:
     tokenizer: PreTrainedTokenizerBase
     workshop: Workshop
     teacher_fingerprint: str
+    other: OtherStudent | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -75,6 +90,11 @@ class Workspace:
     def student(self) -> Candidate:
         return candidate(self.ranking(), self.config.student)
 
+    @property
+    def student_model(self) -> PreTrainedModel | None:
+        """What a student of another architecture starts from."""
+        return None if self.other is None else self.other.model
+
     def ranking(self) -> Ranking:
         """The removal orders of the teacher's units; kept in the cache, and charged as if made."""
         if "ranking" in self.extra:
@@ -84,14 +104,12 @@ class Workspace:
             self.teacher_fingerprint,
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
-            (runtime.seed, runtime.precision, runtime.device.type, runtime.threads),
+            (runtime.seed, runtime.precision, runtime.device.type, runtime.threads, *made_with()),
         ]
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
-        if path.exists():
-            ranking, cost = read_ranking(path)
-            if "importance" not in self.ledger.stages:  # a resumed run's ledger holds it
-                self.ledger.charge("importance", cost)
-        else:
+        found = cached_ranking(path)
+        if found is None:
+            before = replace(self.ledger.stages.get("importance", Cost()))  # of a run that was stopped at it
             ranking = rank_units(
                 self.teacher,
                 self.task,
@@ -100,7 +118,13 @@ class Workspace:
                 ledger=self.ledger,
                 progress=self.workshop.progress,
             )
-            write_ranking(path, ranking, self.ledger.stages["importance"])
+            cost = self.ledger.stages["importance"].since(before)
+            self.ledger.pay(RANKING_PAID)
+            write_ranking(path, ranking, cost)
+        else:
+            ranking, cost = found
+            self.ledger.charge_once(RANKING_PAID, "importance", cost)
+        self.extra["ranking_cost"] = cost
         self.extra["ranking"] = ranking
         return ranking
 
@@ -126,20 +150,29 @@ class Workspace:
 
     def evaluate(self, model: PreTrainedModel, split: Split) -> dict[str, Any]:
         """Metrics of ``model`` on a split of the task, the floor below them, and how sure they are."""
-        said = predict(
+        return self.scores(self._predict(model, split, read), split)
+
+    def logits(self, model: PreTrainedModel, split: Split) -> np.ndarray:
+        """What ``model`` answers on a split of sentences, in its order: (N, V), fp32."""
+        return self._predict(model, split, raw)
+
+    def _predict(self, model: PreTrainedModel, split: Split, reader: Reader) -> np.ndarray:
+        return predict(
             model,
             split,
             task=self.task,
             runtime=self.workshop.runtime,
             ledger=self.ledger,
             kind=tuple(size(model).items()),
+            reader=reader,
         )
-        return self.scores(said, split)
 
     def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
         """What predictions on a split, in its order, are worth."""
         task = self.task
+        table = confusion(predictions, split.labels, task.num_labels) if task.kind == "classification" else None
         return {
+            **({} if table is None else {"confusion": table}),
             "metric": task.metric.score(predictions, split.labels),
             "metrics": task.metric.components(predictions, split.labels),
             "floor": task.metric.floor(split.labels),
@@ -165,14 +198,17 @@ class Workspace:
             "cost": self.ledger.as_dict(),
         }
 
-    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> None:
-        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``."""
-        folder = Path(resolve(self.config.teacher.model))
-        values = {**self.made(kind, strategy), "models": models, "teacher_folder": folder if folder.is_dir() else None}
-        values["latency"] = self._latencies({role: Path(m["path"]) for role, m in models.items() if "path" in m})
-        for role in models:
-            if "path" in models[role]:
-                write_card(Path(models[role]["path"]), {**values, "role": role})
+    def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+        """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns
+        the latencies that it shows."""
+        values = {**self.made(kind, strategy), "models": models}
+        folders = {role: Path(model["path"]) for role, model in models.items() if "path" in model}
+        values["latency"] = self._latencies(folders)
+        for role, folder in folders.items():
+            own = {**values, "role": role, "has_code": (folder / CODE).is_file()}
+            origin = Path(resolve(origin_of(own)))
+            write_card(folder, {**own, "origin_folder": origin if origin.is_dir() else None})
+        return values["latency"]
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
         """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
@@ -202,6 +238,7 @@ def open_workspace(
 ) -> Workspace:
     """Load teacher, tokenizer and task. With ``finetune`` the model gets a new head for the task's classes."""
     progress, ledger = progress or Silent(), ledger or Ledger()
+    progress.spending(lambda: ledger.total)
     runtime = make_runtime(config.runtime)
     cache = cache_folder(config)
     name = config.teacher.model
@@ -225,10 +262,49 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
+        _check_positions(teacher, name, task)
+        other = None
+        if config.student_model is not None and not finetune:
+            other = _other_student(config.student_model, teacher, tokenizer, runtime)
+            config = config.with_student(other.sparsity)
+            _check_positions(other.model, str(config.student_model), task)
         pruning = config.search.importance
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
-        return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher))
+        return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
+    """Raise ConfigError, before anything is trained, for texts of more tokens than ``model`` has positions."""
+    longest = max(int(split.lengths.max()) for split in (task.train, task.validation, task.final, *task.extra.values()))
+    most = longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(
+            f"task.max_length: {name} has positions for {most} tokens, and a text has {longest}; give {most}"
+        )
+
+
+def _other_student(
+    name: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
+) -> OtherStudent:
+    own = load_tokenizer(name)
+    if own.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"student_model: {name} has another vocabulary than the teacher, so their tokens cannot be compared; "
+            "give a model that was pretrained with the teacher's tokenizer"
+        )
+    head = own_head(teacher)
+    with seeded(runtime.seed):
+        model = load_model(name, head=head, num_labels=None if head == "causal" else teacher.config.num_labels)
+    model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
+        raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
+    scale = encoder_parameters(model) / encoder_parameters(teacher)
+    if not 0 < scale < 1:
+        raise ModelError(
+            f"student_model: {name} has {scale:.2f} times the teacher's encoder parameters; give a smaller model"
+        )
+    return OtherStudent(model.to(runtime.device), own, round(1 - scale, 6))  # type: ignore[arg-type]
 
 
 def _known(config: StudyConfig, head: Head) -> tuple[str, ...] | None:
@@ -267,6 +343,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "name": task.name,
         "kind": task.kind,
         "metric": task.metric.name,
+        "label_names": task.label_names,
         "final_split": task.final_name,
         "examples": {name: len(split) for name, split in splits.items()},
         "tokens": {name: int(split.tokens) for name, split in splits.items()},
@@ -280,56 +357,44 @@ def cache_folder(config: StudyConfig) -> Path:
     return Path(os.environ.get("AUTODISC_CACHE") or Path.home() / ".cache" / "autodisc")
 
 
-def write_json(path: Path, values: Any) -> None:
-    """Write under a temporary name, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(values), encoding="utf-8")
-    os.replace(partial, path)
-
-
 def write_ranking(path: Path, ranking: Ranking, cost: Cost) -> None:
     write_json(path, {**asdict(ranking), "cost": vars(cost)})
 
 
 def read_ranking(path: Path) -> tuple[Ranking, Cost]:
-    """The removal orders, and what it cost to find them."""
-    stored = json.loads(path.read_text())
-    heads, neurons = (tuple(tuple(unit) for unit in stored[kind]) for kind in ("heads", "neurons"))
-    return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
+    """The removal orders, and what it cost to find them; StudyError where the file is damaged."""
+    found = cached_ranking(path)
+    if found is None:
+        raise StudyError(
+            f"{path}: is damaged, and with it the order that the candidates are of; start afresh beside it with --new"
+        )
+    return found
 
 
-def save_ledger(ledger: Ledger, path: Path) -> None:
-    """Keep what was spent and what it paid for, so that a resumed run counts all of it, once."""
-    write_json(
-        path,
-        {
-            "stages": {name: vars(cost) for name, cost in ledger.stages.items()},
-            "decisions": ledger.decisions,
-            "beside_s": ledger.beside_s,
-            "paid": {key: [len(rows), np.flatnonzero(rows).tolist()] for key, rows in ledger.paid.items()},
-        },
-    )
+def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
+    """The same; none where it is not there, or damaged."""
+    try:
+        stored = json.loads(path.read_text())
+        heads, neurons = (tuple((int(a), int(b)) for a, b in stored[kind]) for kind in ("heads", "neurons"))
+        return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
-def resume_ledger(ledger: Ledger, path: Path) -> None:
-    if path.exists():
-        kept = json.loads(path.read_text())
-        for name, cost in kept["stages"].items():
-            ledger.charge(name, Cost(**cost))
-        ledger.decisions |= kept.get("decisions", {})
-        ledger.beside_s += kept.get("beside_s", 0.0)
-        for key, (count, rows) in kept["paid"].items():
-            ledger.paid[key] = np.isin(np.arange(count), rows)
+def refuse_here(out: Path) -> None:
+    """Raise StudyError for the working folder: what is put in its place by a rename, nobody in it would see."""
+    if out.resolve() == Path.cwd():
+        raise StudyError(f"{out}: is the folder that you are in, which a new one would replace; give --out another")
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """A full or read-only disk becomes one line that names the folder."""
+    """A full or read-only disk becomes one line that names the folder, before there is anything to lose if it can."""
     try:
+        check_writable(folder)
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)):
             raise
         raise AutodiscError(
             f"{error.filename or folder}: cannot be written ({error.strerror or error}); what was finished is kept, "

@@ -12,6 +12,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 import contextlib
 import csv
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,6 +188,15 @@ def tiny() -> Callable[..., PreTrainedModel]:
     return make
 
 
+@pytest.fixture
+def modules_elsewhere(tmp_path_factory, monkeypatch) -> None:
+    """transformers copies a folder's code into a cache of its own: a new one."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
 @pytest.fixture(params=list(FAMILIES))
 def any_family(request) -> str:
     return request.param
@@ -292,7 +302,7 @@ def logits_of() -> Callable[..., np.ndarray]:
 
 @pytest.fixture(scope="session")
 def make_runtime() -> Callable[..., Runtime]:
-    return lambda seed=0: Runtime(torch.device("cpu"), "fp32", 1, seed)
+    return lambda seed=0, **others: Runtime(torch.device("cpu"), "fp32", 1, seed, **others)
 
 
 @pytest.fixture
@@ -321,6 +331,9 @@ class Listener:
 
     def say(self, text: str) -> None:
         self.said.append(text)
+
+    def spending(self, cost: Callable[[], Any]) -> None:
+        self.cost = cost
 
 
 class _ListenerBar:

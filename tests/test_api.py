@@ -157,9 +157,9 @@ def test_distilling_needs_a_finished_search(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_distilling_again_is_a_new_folder_and_a_new_record(study):
+def test_distilling_anew_is_a_new_folder_and_a_new_record(study):
     for number in (1, 2):
-        made = api.distill(study)
+        made = api.distill(study, new=True)
         assert made["student"]["path"] == str(study / f"distilled-{number}" / "student")
     first, second = (autodisc.load(study / f"distilled-{n}" / "student").state_dict() for n in (1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -256,7 +256,15 @@ FULL = OSError(28, "No space left on device")
 READ_ONLY = OSError(30, "Read-only file system")
 
 
-@pytest.mark.parametrize(("where", "error"), [("write_config", READ_ONLY), ("save_model", FULL), ("save_ledger", FULL)])
+@pytest.mark.parametrize(
+    ("where", "error"),
+    [
+        ("resuming.write_config", READ_ONLY),
+        ("api.save_model", FULL),
+        ("api.save_ledger", FULL),
+        ("costs.write_json", FULL),
+    ],
+)
 def test_a_disk_that_takes_nothing_is_one_line_and_the_same_call_goes_on(
     config, searched, tmp_path, monkeypatch, where, error
 ):
@@ -266,7 +274,7 @@ def test_a_disk_that_takes_nothing_is_one_line_and_the_same_call_goes_on(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(api, where, fail)
+        patch.setattr(f"autodisc.{where}", fail)
         with pytest.raises(AutodiscError, match="cannot be written") as caught:
             api.search(config(), out)
     message = one_line(caught)

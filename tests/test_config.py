@@ -122,7 +122,7 @@ def test_what_cannot_be_together_is_refused(pattern, overrides):
 @pytest.mark.parametrize(
     ("pattern", "overrides"),
     [
-        (r"^student_sparsity: got 0\.8 beside a budget", {"student_sparsity": 0.8, "budget": {"params": 9}}),
+        (r"^student_sparsity: got one beside budget", {"student_sparsity": 0.8, "budget": {"params": 9}}),
         (r"^budget: give at least one of", {"budget": {}}),
         (r"^budget: batch and length say of what", {"budget": {"params": 9, "batch": 8}}),
         (r"^budget\.macs: got '2X'; input should be a valid integer", {"budget": {"macs": "2X"}}),

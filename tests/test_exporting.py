@@ -174,6 +174,14 @@ def test_bad_requests_are_one_line_and_write_nothing(searched, tmp_path):
     assert [path.name for path in out.iterdir()] == ["mine.txt"]
 
 
+def test_the_folder_that_one_is_in_is_not_replaced(searched, config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for out in (Path("."), tmp_path, Path(f"../{tmp_path.name}")):
+        refused(StudyError, "is the folder that you are in", exporting.export, searched, out, sparsity=0.5)
+        refused(StudyError, "is the folder that you are in", api.finetune, config(), out)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_leaves_no_half_export(searched, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
@@ -222,6 +230,14 @@ def test_candidates_are_the_trials_beside_teacher_and_student(searched, counted_
     assert (found["latency"]["batch"], found["latency"]["length"]) == (3, 64)
     assert found["exportable"] == {"from": 0.25, "to": 0.9}
     json.dumps(found)
+
+
+def test_a_pruned_teachers_candidates_have_no_latency(searched, config, tmp_path):
+    exporting.export(searched, tmp_path / "half", sparsity=0.5)
+    api.search(config(teacher={"model": str(tmp_path / "half")}, search={"sparsities": [0.75]}), tmp_path / "study")
+    found = exporting.candidates(tmp_path / "study")
+    rows = (found["teacher"], *found["candidates"], found["student"])
+    assert all(row["latency_ms"] is None and row["params"] > 0 for row in rows)
 
 
 def test_latencies_of_candidates_are_timed_on_this_machine(searched):

@@ -14,7 +14,7 @@ import pytest
 from scipy.special import softmax
 
 from autodisc.config import RuntimeConfig, TaskConfig
-from autodisc.errors import ConfigError, DataError, ModelError
+from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
@@ -203,6 +203,24 @@ def test_an_exported_onnx_file_predicts_as_its_model_does(tmp_path, tiny, word_t
         found.append([row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")])
     np.testing.assert_allclose(found[1], found[0], atol=1e-4)
     assert found[1] == found[2]
+
+    told = json.loads((exported / "onnx.json").read_text())
+    for change, message in (
+        ({"id2label": {**told["id2label"], "2": "x"}}, "it has 3 labels"),
+        ({"id2label": {"0": "x"}}, "it has 1 labels"),
+        ({"inputs": told["inputs"][:2]}, "takes input_ids, attention_mask, token_type_ids and has 2"),
+        ({"max_length": "long"}, "missing or damaged"),
+    ):
+        (exported / "onnx.json").write_text(json.dumps({**told, **change}))
+        with pytest.raises(CheckpointError, match=message):
+            predict_file(exported, source, tmp_path / "out.jsonl", task=TASK, runtime=FP32)
+
+
+def test_an_onnx_file_that_others_put_beside_the_weights_is_left_alone(tmp_path, tiny, word_tokenizer):
+    save_model(tiny("bert", layers=1), word_tokenizer, tmp_path / "torch")
+    (tmp_path / "torch" / "model.onnx").write_bytes(b"another exporter's")
+    source = written(tmp_path / "in.jsonl", sentences(3))
+    assert predict_file(tmp_path / "torch", source, tmp_path / "out.jsonl", task=TASK, runtime=FP32)["rows"] == 3
 
 
 BROKEN = {

@@ -48,15 +48,16 @@ def bench(
     tokens = [text if text == "real" else _number("--lengths", text) for text in wanted.split(",")]
     if "real" in tokens and not with_task:
         raise ConfigError("--lengths: real takes the task's own texts; give --task and --data, or leave it out")
-    if out is not None and (out.exists() or out.is_dir()):
+    if out is not None and out.exists():
         raise DataError(f"--out: {out} exists; give a new file")
     settings = {"task.name": "bench", "task.metric": "accuracy"} if not with_task else {}
     settings |= {"teacher.model": model[0], **request.settings}
     config = dataclasses.replace(request, settings=settings).config()
     from autodisc import benching
+    from autodisc.files import write_json
     from autodisc.reporting.records import plain
     from autodisc.reporting.terminal import print_bench
-    from autodisc.workspace import disk_errors, write_json
+    from autodisc.workspace import disk_errors
 
     result = benching.bench(
         model,
@@ -66,10 +67,10 @@ def bench(
         lengths=tokens,
         progress=request.progress(),
     )
+    finish(request, result, print_bench)  # first: where the file cannot be written, minutes of timing are not lost
     if out is not None:
         with disk_errors(out):
             write_json(out, plain(result))
-    finish(request, result, print_bench)
 
 
 def _number(field: str, text: str) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,7 @@ STUDENT = _panel(
         "FRACTION",
         "What the student loses of heads and of neurons; 0.9 unless given, or a budget's to find.",
     ),
+    ("--student", "student_model", "DIR", "In its place: a smaller pretrained model of another architecture."),
 )
 BUDGET = _panel(
     "Budget",
@@ -103,7 +105,8 @@ GRID = _panel(
         "What ranks units: first-order, or fisher (scorer pruned's).",
     ),
     ("--importance-rounds", "search.importance.rounds", "N", "Of first-order; 1 is the paper's, 4 unless given."),
-    ("--jobs", "search.jobs", "N", "Processes that run trials side by side and share the CPU threads."),
+    ("--workers", "search.jobs", "N", "Processes that run trials side by side: a GPU each, or a share of the threads."),
+    ("--backend", "search.backend", "NAME", "Where they run: loky (here), dask://HOST:PORT or ray."),
 )
 SEARCH = GRID + _panel(
     "Search",
@@ -111,7 +114,7 @@ SEARCH = GRID + _panel(
     ("--scorer", "search.scorer", "NAME", "recovered (one shared recovery) or pruned (no training at all)."),
     ("--recovery-steps", "search.recovery.steps", "N", "Steps of the shared recovery."),
     ("--trials", "search.trials", "N", "Number of trials; every point once unless given."),
-    ("--storage", "search.storage", "URL", "Optuna storage; a journal in --out unless given."),
+    ("--storage", "search.storage", "URL", "Optuna storage that `worker` can join; a journal in --out unless given."),
 )
 DISTILLATION = _panel(
     "Training",
@@ -135,12 +138,23 @@ RUNTIME = _panel(
     ("--threads", "runtime.threads", "N", "CPU threads."),
     ("--cache-dir", "cache.dir", "DIR", "Where tokens and teacher outputs are kept."),
 )
+# What may differ on a machine that joins a search.
+HERE = tuple(
+    setting
+    for setting in (*TASK, *TEACHER, *RUNTIME)
+    if setting.name in ("data", "teacher", "device", "precision", "threads", "cache_dir")
+)
 # What to say where a setting without a default is missing, by command line.
 _REQUIRED = {"task.name": "--task NAME", "teacher.model": "the model's folder"}
 
 OUTPUT = "Output"
-Json = Annotated[bool, typer.Option("--json", help="One JSON object, the last line.", rich_help_panel=OUTPUT)]
+Json = Annotated[
+    bool, typer.Option("--json", help="One JSON object; events, a line each, on stderr.", rich_help_panel=OUTPUT)
+]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the results are kept.")]
+New = Annotated[
+    bool, typer.Option("--new", help="Start afresh in the next free folder beside it.", rich_help_panel=OUTPUT)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.", rich_help_panel=OUTPUT)]
 Debug = Annotated[bool, typer.Option("--debug", help="Tracebacks and warnings.", rich_help_panel=OUTPUT)]
 ConfigFile = Annotated[
@@ -186,26 +200,34 @@ class Request:
         check_inputs(config)
         return config
 
-    def progress(self) -> Progress:
+    def progress(self, folder: Path | None = None, command: str = "") -> Progress:
+        """What is told while the command works; in ``folder`` too, for ``autodisc status``."""
         from autodisc.reporting.terminal import terminal_progress
 
-        return terminal_progress(quiet=self.quiet)
+        progress = terminal_progress(quiet=self.quiet, json=self.json)
+        if folder is None:
+            return progress
+        from autodisc.reporting.status import Noted
+
+        return Noted(progress, folder, command)
 
 
-def takes(*settings: Setting, config_file: bool = True) -> Callable[[Command], Command]:
+def takes(*settings: Setting, config_file: bool = True, with_sets: bool = True) -> Callable[[Command], Command]:
     """Give a command these options, and the common ones, in place of its first parameter, a Request."""
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
         def wrapped(**given: Any) -> None:
             texts = {s.key: value for s in settings if (value := given.pop(s.name)) is not None}
-            sets, file = tuple(given.pop("sets") or ()), given.pop("config", None)
+            sets, file = tuple(given.pop("sets", None) or ()), given.pop("config", None)
             given.pop("debug")  # main reads it
             command(Request(texts, sets, file, given.pop("json"), given.pop("quiet")), **given)
 
         own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
         options = [_parameter(s.name, Annotated[str | None, _option(s)]) for s in settings]
-        common = {"sets": Overrides, "json": Json, "quiet": Quiet, "debug": Debug}
+        common: dict[str, Any] = {"json": Json, "quiet": Quiet, "debug": Debug}
+        if with_sets:
+            common = {"sets": Overrides, **common}
         if config_file:
             common = {"config": ConfigFile, **common}
         off = {"json": False, "quiet": False, "debug": False}
@@ -227,22 +249,38 @@ def check_inputs(config: StudyConfig) -> None:
     if config.task.data is not None:
         find_files(config.task.data, config.task.name)
     check_model(config.teacher.model)
+    if config.student_model is not None:
+        check_model(config.student_model, "student_model")
 
 
-def check_model(name: str) -> None:
+def check_model(name: str, field: str = "teacher.model") -> None:
     """A folder that is not there is refused; anything else may be a name on the hub."""
     folder = Path(name)
     if not name.startswith("package:") and not folder.is_dir() and not (folder.suffix == ".gguf" and folder.is_file()):
         if folder.exists():
-            raise ModelError(f"teacher.model: {name} is a file; expected a folder that holds config.json")
+            raise ModelError(f"{field}: {name} is a file; expected a folder that holds config.json")
         inside = len(folder.parts) == 2 and folder.parent.is_dir()  # else OWNER/NAME on the hub
         if inside or folder.is_absolute() or len(folder.parts) > 2 or name.startswith((".", "~")):
-            raise ModelError(f"teacher.model: {name}: no such folder; expected one that holds config.json")
+            raise ModelError(f"{field}: {name}: no such folder; expected one that holds config.json")
 
 
 def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"--out: {out} is a file; give a folder")
+
+
+def place_of(out: Path, config: StudyConfig, *, new: bool) -> Path:
+    """Where the results go: ``out``, or with ``new`` a free folder beside it, which is said."""
+    check_folder(out)
+    if not new:
+        return out
+    if config.search.storage is not None:
+        raise ConfigError("--new: in search.storage a study goes by its name; give --out DIR and --set name=NAME")
+    from autodisc.resuming import next_free
+
+    free = next_free(out)
+    print(f"new: {free}", file=sys.stderr)
+    return free
 
 
 def _parameter(name: str, annotation: Any, default: Any = None) -> inspect.Parameter:

@@ -1,4 +1,4 @@
-"""report, compare, dashboard: what is known of what was made."""
+"""report, compare, status, dashboard: what is known of what was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="FILE.html", help="The page; a .md is written beside. First DIR/report.html."),
+        typer.Option(
+            "--out",
+            metavar="FILE|DIR",
+            help="FILE.html (a .md beside), FILE.md, or a folder for page, Markdown, PNG and CSV; DIR/report.html.",
+        ),
     ] = None,
     lam: Annotated[
         float | None, typer.Option("--lam", metavar="λ", help="Rank the recorded trials again; nothing is run.")
@@ -29,8 +33,8 @@ def report(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """One HTML page that opens offline, a Markdown summary beside it, and the tables here."""
-    from autodisc.reporting.report import write_report
+    """One HTML page that opens offline, a Markdown summary, and the tables here; several studies side by side."""
+    from autodisc.reporting.report import page_of, write_report
     from autodisc.reporting.terminal import print_summary
 
     out = out or folders[0] / "report.html"
@@ -38,18 +42,24 @@ def report(
     if json_:
         import dataclasses
 
-        print_json({"report": str(out), **dataclasses.asdict(summary)})
+        print_json({"report": str(page_of(out)), **dataclasses.asdict(summary)})
     else:
         if not quiet:
             print_summary(summary)
-        print(f"report: {out}")
+        print(f"report: {page_of(out)}")
 
 
-@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --jobs 2"))
+@app.command(epilog=example("autodisc compare studies/compare-demo/config.yaml --out runs/compare --workers 2"))
 def compare(
     file: Annotated[Path, typer.Argument(metavar="CONFIG.yaml", help="Tasks, seeds, students and strategies.")],
     out: Out,
-    jobs: Annotated[int | None, typer.Option("--jobs", metavar="N", min=1, help="Processes, a cell each.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes, a cell each.")
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option("--backend", metavar="NAME", help="Where they run: loky (here), dask://HOST:PORT, ray."),
+    ] = None,
     report_only: Annotated[bool, typer.Option("--report-only", help="Of what is there; nothing is run.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
@@ -67,7 +77,8 @@ def compare(
             check_inputs(study)
         from autodisc.comparison.running import run as compute
 
-        compute(config, out, jobs=jobs, progress=terminal_progress(quiet=quiet))
+        progress = terminal_progress(quiet=quiet, json=json_)
+        compute(config, out, jobs=workers, backend=backend, progress=progress)
     result = write(config, out)
     if json_:
         print_json(result)
@@ -77,18 +88,46 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command(epilog=example("autodisc status runs/mrpc"))
+def status(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines.")],
+    json_: Json = False,
+    debug: Debug = False,
+) -> None:
+    """A study at a glance, running or finished: what is done, the best so far, its cost, the time left."""
+    from autodisc.reporting.status import lines, read_status
+
+    found = [read_status(folder) for folder in folders]
+    if json_:
+        import dataclasses
+
+        print_json({"studies": [dataclasses.asdict(one) for one in found]})
+    else:
+        print("\n".join(line for one in found for line in lines(one)))
+
+
 @app.command(epilog=example("autodisc dashboard runs/mrpc --port 8080"))
 def dashboard(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The --out of a search.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="The --out of searches and baselines; several are compared.")
+    ],
     host: Annotated[str, typer.Option("--host", help="Address to listen on; it has no password.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 8080,
     debug: Debug = False,
 ) -> None:
-    """Open the study in optuna-dashboard, until Ctrl-C."""
+    """Open studies in optuna-dashboard, running or finished, until Ctrl-C; a search beside its baseline."""
     from autodisc.config import CONFIG, JOURNAL, read_config
-    from autodisc.reporting.dashboard import serve
+    from autodisc.reporting.dashboard import serve, shown_of
 
-    if not (folder / CONFIG).is_file():
-        raise StudyError(f"{folder}: holds no study; expected the --out of a search")
+    shown = []
+    for folder in folders:
+        baselines = sorted(folder.glob(f"baseline-*/{JOURNAL}"))
+        if (folder / CONFIG).is_file():
+            storage = read_config(folder / CONFIG).search.storage or str(folder / JOURNAL)
+            shown += shown_of(folder, storage, baselines)
+        elif baselines:
+            shown += shown_of(folder, None, baselines)
+        else:
+            raise StudyError(f"{folder}: holds no study; expected the --out of a search or a baseline")
     print(f"http://{host}:{port}/dashboard (Ctrl-C ends it)", file=sys.stderr)
-    serve(read_config(folder / CONFIG).search.storage or str(folder / JOURNAL), host=host, port=port)
+    serve(shown, host=host, port=port)

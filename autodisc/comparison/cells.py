@@ -30,7 +30,10 @@ SCHEMA = 1
 SHARED = "shared"
 NOT_COUNTED = ("set-up", "final evaluation")  # stages that measure, or that a cell repeats only because it stands alone
 # Settings that change no result, or that the teacher's and the data's fingerprints stand for.
-FREE = ("name", "baseline", "cache", "runtime.threads", "search.storage", "search.jobs", "teacher", "task.data")
+FREE = (
+    *("name", "baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs", "search.backend"),
+    *("teacher", "task.data"),
+)
 OF_SEARCHES = tuple(
     f"search.{name}" for name in ("lam", "scorer", "margin", "prune", "recovery", "trials", "importance.refit")
 )

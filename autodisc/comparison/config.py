@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from autodisc.comparison.cells import Cell
 from autodisc.config import (
+    Backend,
     CacheConfig,
     DistillationConfig,
     RuntimeConfig,
@@ -43,7 +44,17 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what each strategy is read off; *: the 
     "random": ("*",),
 }
 SEARCHES: dict[str, dict[str, Any]] = {"recovered": {"scorer": "recovered"}, "pruned": {"scorer": "pruned"}}
-FIXED = ("sparsities", "low", "high", "step", "trials", "prune", "jobs", "storage")  # the same for every search
+FIXED = (
+    "sparsities",
+    "low",
+    "high",
+    "step",
+    "trials",
+    "prune",
+    "jobs",
+    "backend",
+    "storage",
+)  # the same for every search
 
 
 class ComparedTask(Section):
@@ -75,6 +86,7 @@ class CompareSection(Section):
     )
     tpe_trials: int | None = Field(None, ge=1, description="Of maxidisc-tpe; none: half of the assistants, rounded up.")
     jobs: int = Field(1, ge=1, description="Processes, each of which computes one cell at a time.")
+    backend: Backend = Field("loky", description="Where they run.")
     resamples: int = Field(2000, ge=1, description="Draws of a bootstrap.")
 
     @field_validator("student_sparsities")

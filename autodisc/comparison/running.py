@@ -18,17 +18,26 @@ from autodisc.comparison.plan import CHAINS, all_cells, recorded
 from autodisc.comparison.work import clear, compute, make_teacher, prepare
 from autodisc.errors import TrainingError, UserError
 from autodisc.progress import Progress, Silent
+from autodisc.search.backends import LOCAL
 from autodisc.search.workers import side_by_side
 
 Job = tuple[Cell, ...]
 
 
-def run(config: ComparisonConfig, out: Path, *, jobs: int | None = None, progress: Progress | None = None) -> int:
+def run(
+    config: ComparisonConfig,
+    out: Path,
+    *,
+    jobs: int | None = None,
+    backend: str | None = None,
+    progress: Progress | None = None,
+) -> int:
     """Compute what is missing; returns how many cells failed. The same call again goes on, and retries those.
 
     Raises UserError where a record, the data or the teacher is not this comparison's.
     """
     progress, jobs = progress or Silent(), jobs or config.compare.jobs
+    backend = backend or config.compare.backend
     cells = all_cells(config, out)
     done = recorded(config, cells, out)
     left = [cell for cell in cells if cell not in done]
@@ -41,7 +50,7 @@ def run(config: ComparisonConfig, out: Path, *, jobs: int | None = None, progres
         bar.advance(len(done))
         for work, queue in ((_prepare, by_task), (_compute, jobs_of(cell for cell in left if cell.kind != SHARED))):
             ready = [job for job in queue if (job[0].task, job[0].seed) not in unprepared]
-            for job, reasons in _outcomes(work, ready, config, out, jobs):
+            for job, reasons in _outcomes(work, ready, config, out, jobs=jobs, backend=backend):
                 for cell, reason in reasons.items():
                     progress.say(f"{cell} failed: {reason}")
                     unprepared |= {(cell.task, cell.seed)} if cell.kind == SHARED else set()
@@ -101,15 +110,17 @@ def _outcomes(
     queue: Sequence[Job],
     config: ComparisonConfig,
     out: Path,
+    *,
     jobs: int,
+    backend: str,
 ) -> Iterator[tuple[Job, dict[Cell, str]]]:
     """Each job, as it ends, with its failures; a job whose process is ended from outside has failed."""
-    if jobs == 1:
+    if jobs == 1 and backend == LOCAL:
         for job in queue:
             yield job, work(config, out, job)
         return
     threads = config.runtime.threads or 1
-    calls = side_by_side(lambda job: joblib.delayed(_apart)(work, config, out, job), queue, jobs, threads)
+    calls = side_by_side(lambda job: joblib.delayed(_apart)(work, config, out, job), queue, jobs, threads, backend)
     for job, found in calls:
         if isinstance(found, TrainingError):
             cell = next((cell for cell in job if not cell.path(out).exists()), job[-1])

@@ -39,6 +39,7 @@ from autodisc.models.inference import evaluation_batch, forward, forward_macs, p
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
 from autodisc.reporting.records import latest, read_records
+from autodisc.resuming import is_teacher
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import let_go
@@ -54,7 +55,7 @@ def make_teacher(config: ComparisonConfig, label: str, out: Path) -> None:
     """Fine-tune the teacher of a task that says so, where it is not there yet."""
     entry = next(entry for entry in config.compare.tasks if entry.label == label)
     made = teachers(out) / label
-    if entry.teacher.finetune is not None and not (made / "config.json").exists():
+    if entry.teacher.finetune is not None and not is_teacher(made):
         api.finetune(config.teacher(entry), made)
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from autodisc.config import FinetuneConfig
+from autodisc.distillation.checkpointing import Made
 from autodisc.distillation.losses import Totals
 from autodisc.distillation.schedule import VALIDATION, Workshop
 from autodisc.distillation.training import Term, TrainingSettings, TrainingState, steps_for, train
+from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict
 from autodisc.models.losses import label_loss
 from autodisc.runtime import Runtime
@@ -54,6 +57,10 @@ def finetune_classifier(model: PreTrainedModel, config: FinetuneConfig, workshop
         clip=config.clip,
         dropout=True,
     )
+
+    def made_of() -> Made:
+        return {**asdict(settings), "start": fingerprint(model), "train": task.train.fingerprint}
+
     state = train(
         model,
         GoldLabels(model, workshop.runtime),
@@ -65,6 +72,7 @@ def finetune_classifier(model: PreTrainedModel, config: FinetuneConfig, workshop
         ledger=workshop.ledger,
         progress=workshop.progress,
         evaluate=evaluate,
+        states=workshop.states("fine-tuning", made_of),
     )
     workshop.curves["fine-tuning"] = state.curve
     return state

@@ -7,19 +7,26 @@ as the student's initialisation. A chain of assistants has a phase for each, and
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import joblib
 from transformers import PreTrainedModel
 
-from autodisc.config import DistillationConfig, RecoveryConfig
-from autodisc.costs import Ledger
+from autodisc.config import DistillationConfig, RecoveryConfig, flatten
+from autodisc.costs import Ledger, save_ledger
+from autodisc.distillation.checkpointing import Keeping, Made, States, states
+from autodisc.distillation.heterogeneous import Heterogeneous, depth_pairs, projected
 from autodisc.distillation.losses import hidden_depths
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
-from autodisc.distillation.training import TrainingSettings, TrainingState, steps_for, train
+from autodisc.distillation.training import Objective, TrainingSettings, TrainingState, steps_for, train
+from autodisc.files import write_json
+from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent
@@ -46,6 +53,27 @@ class Workshop:
     ledger: Ledger = field(default_factory=Ledger)
     progress: Progress = field(default_factory=Silent)
     curves: Curves = field(default_factory=dict)
+    keeping: Keeping | None = None  # what is unfinished; none: a training that is stopped starts again
+
+    def states(self, stage: str, made_of: Callable[[], Made]) -> States:
+        """Those of a training of this run."""
+        return states(self.keeping, stage, made_of, runtime=self.runtime, ledger=self.ledger)
+
+    def within(self, name: str) -> Workshop:
+        """The workshop of a part of this work: what it leaves unfinished has a folder of its own."""
+        return self if self.keeping is None else replace(self, keeping=self.keeping.within(name))
+
+    def forget(self, name: str) -> None:
+        """Remove what a part has left, which is done."""
+        if self.keeping is not None:
+            self.keeping.within(name).remove()
+
+    def book(self) -> None:
+        """Write down what was spent up to now, and the curves: before anything that it was spent on counts as done."""
+        if self.keeping is not None:
+            save_ledger(self.ledger, self.keeping.booked)
+            if self.curves:
+                write_json(self.keeping.curves, self.curves)
 
     def metric(self, model: PreTrainedModel, candidate: Candidate) -> float:
         """The metric of ``model`` (active as, or cut to, ``candidate``) on validation."""
@@ -62,10 +90,24 @@ class Workshop:
             refit(model, teacher, self.refit, task=self.task, runtime=self.runtime, ledger=self.ledger)
         return model
 
-    def teacher(self, model: PreTrainedModel, config: DistillationConfig, folder: Path | None = None) -> TeacherCache:
-        """The outputs of ``model`` on train; cached in ``folder``, by default the shared one."""
-        layers = base_shape(model.config)[0]
-        depths = hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings)
+    def teacher(
+        self,
+        model: PreTrainedModel,
+        config: DistillationConfig,
+        folder: Path | None = None,
+        *,
+        student: PreTrainedModel | None = None,
+    ) -> TeacherCache:
+        """The outputs of ``model`` on train; cached in ``folder``, by default the shared one.
+
+        Hidden states are of the depths that a candidate of the model learns from, or ``student``, another architecture.
+        """
+        if student is None:
+            layers = base_shape(model.config)[0]
+            depths = hidden_depths(layers, config.hidden_depths, embeddings_differ=config.train_embeddings)
+        else:
+            pairs = depth_pairs(student, model, config.hidden_depths)
+            depths = tuple(sorted({pair.teacher for pair in pairs}))
         return TeacherCache(
             model,
             self.task.train,
@@ -118,7 +160,8 @@ def recover(
     workshop: Workshop,
 ) -> Supernet:
     """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike."""
-    supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking)
+    start = extract(teacher.teacher, ranking, candidates[0])
+    supernet = Supernet(start, ranking, checkpointing=workshop.runtime.checkpointing)
     always = [candidates[0], candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, teacher, candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
@@ -148,7 +191,7 @@ def distill_phase(
 
     Every step trains the target; a sandwich of two or more also the smallest candidate, then random others.
     """
-    supernet = Supernet(start, ranking)
+    supernet = Supernet(start, ranking, checkpointing=workshop.runtime.checkpointing)
     always = list(dict.fromkeys([target, candidates[-1]]))
     settings = training_settings(config, steps=steps, lr=config.lr)
 
@@ -170,30 +213,56 @@ def distill_sandwich(
     candidates: Sequence[Candidate],
     config: DistillationConfig,
     workshop: Workshop,
+    student: PreTrainedModel | None = None,
 ) -> Schedule:
     """The fixed schedule: assistant and student, trained and cut out.
 
     ``assistant`` is the untrained cut; ``candidates`` are the assistant's, those between, and the student's, the
-    largest first.
+    largest first. A ``student`` of another architecture takes the place of the last in the last phase.
     """
     first, *others = phases(ranking, candidates, config.assistants)
     with workshop.teacher(teacher, config) as outputs:
         chain = [_distil(assistant, outputs, ranking, first, config, workshop)]
     for phase in others:
-        chain.append(distill_from(chain[-1], ranking, phase, config, workshop))
+        last = student if phase is others[-1] else None
+        chain.append(distill_from(chain[-1], ranking, phase, config, workshop, student=last))
     return Schedule(chain[0], chain[-1], tuple(chain[1:-1]))
 
 
 def distill_from(
-    assistant: Distilled, ranking: Ranking, phase: Phase, config: DistillationConfig, workshop: Workshop
+    assistant: Distilled,
+    ranking: Ranking,
+    phase: Phase,
+    config: DistillationConfig,
+    workshop: Workshop,
+    *,
+    student: PreTrainedModel | None = None,
 ) -> Distilled:
-    """A later phase of the schedule, from the weights and outputs of a trained ``assistant``."""
-    workshop.cache.mkdir(parents=True, exist_ok=True)
+    """A later phase of the schedule, from the outputs of a trained ``assistant`` and its weights, or ``student``'s."""
     with (
-        tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder,
-        workshop.teacher(assistant.model, config, Path(folder)) as outputs,
+        _outputs_folder(workshop, phase.stage) as folder,
+        workshop.teacher(assistant.model, config, folder, student=student) as outputs,
     ):
-        return _distil(assistant.model, outputs, ranking, phase, config, workshop)
+        if student is None:
+            return _distil(assistant.model, outputs, ranking, phase, config, workshop)
+        steps = _steps(config, workshop)
+        return distill_into(
+            student, outputs, phase.target, stage=phase.stage, steps=steps, config=config, workshop=workshop
+        )
+
+
+@contextlib.contextmanager
+def _outputs_folder(workshop: Workshop, stage: str) -> Iterator[Path]:
+    """Where an assistant's outputs lie until its student is trained. A resumed phase finds them again: made anew, in
+    other batches, they would differ in the last bits."""
+    if workshop.keeping is None:
+        workshop.cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=workshop.cache, prefix="assistant-") as folder:
+            yield Path(folder)
+        return
+    kept = workshop.keeping.within(f"outputs-{stage.replace(' ', '-')}")
+    yield kept.folder
+    kept.remove()
 
 
 def _distil(
@@ -204,8 +273,6 @@ def _distil(
     config: DistillationConfig,
     workshop: Workshop,
 ) -> Distilled:
-    """One phase at its share of the schedule's steps: ``epochs`` for each of two phases."""
-    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
     return distill_phase(
         start,
         teacher,
@@ -213,10 +280,50 @@ def _distil(
         phase.candidates,
         target=phase.target,
         stage=phase.stage,
-        steps=max(1, round(steps / (config.assistants + 1))),
+        steps=_steps(config, workshop),
         config=config,
         workshop=workshop,
     )
+
+
+def _steps(config: DistillationConfig, workshop: Workshop) -> int:
+    """Of a phase, its share of the schedule's: ``epochs`` for each of two phases."""
+    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
+    return max(1, round(steps / (config.assistants + 1)))
+
+
+def distill_into(
+    student: PreTrainedModel,
+    teacher: TeacherCache,
+    stands_for: Candidate,
+    *,
+    stage: str,
+    steps: int,
+    config: DistillationConfig,
+    workshop: Workshop,
+) -> Distilled:
+    """Plain distillation into a copy of ``student``, of another architecture; its best weights on validation are kept.
+
+    ``stands_for`` is the teacher's candidate of its scale.
+    """
+    model, task = copy.deepcopy(student), workshop.task
+    pairs = depth_pairs(model, teacher.teacher, config.hidden_depths)
+
+    def evaluate() -> float:
+        with workshop.ledger.stage(VALIDATION):
+            kind = ("heterogeneous", model.config.model_type)
+            said = predict(
+                model, task.validation, task=task, runtime=workshop.runtime, ledger=workshop.ledger, kind=kind
+            )
+            return task.metric.score(said, task.validation.labels)
+
+    with projected(model, teacher.teacher, pairs, workshop.runtime) as projections:
+        objective = Heterogeneous(model, teacher, pairs, projections, config=config, runtime=workshop.runtime)
+        settings = training_settings(config, steps=steps, lr=config.lr)
+        made_of = {"depths": joblib.hash(pairs)}
+        state = _train(model, objective, teacher, stage, settings, config, workshop, evaluate, made_of)
+    assert state.best_metric is not None
+    return Distilled(model, stands_for, state.best_metric)
 
 
 def phases(ranking: Ranking, candidates: Sequence[Candidate], assistants: int) -> list[Phase]:
@@ -280,9 +387,35 @@ def _run(
     sandwich = Sandwich(
         supernet, teacher, candidates, always=always, size=size, config=config, runtime=workshop.runtime
     )
+    made_of = {"candidates": joblib.hash([list(candidates), list(always), size])}
+    return _train(supernet.model, sandwich, teacher, stage, settings, config, workshop, evaluate, made_of)
+
+
+def _train(
+    model: PreTrainedModel,
+    objective: Objective,
+    teacher: TeacherCache,
+    stage: str,
+    settings: TrainingSettings,
+    config: DistillationConfig,
+    workshop: Workshop,
+    evaluate: Callable[[], float] | None,
+    also: Made,
+) -> TrainingState:
+    """The training loop; what it was stopped at is gone on with where all is as it was, ``also`` too."""
+
+    def made_of() -> Made:
+        return {
+            **flatten({"settings": asdict(settings), "distillation": config.model_dump(mode="json")}),
+            **also,
+            "start": fingerprint(model),
+            "teacher": fingerprint(teacher.teacher),
+            "train": workshop.task.train.fingerprint,
+        }
+
     state = train(
-        supernet.model,
-        sandwich,
+        model,
+        objective,
         workshop.task.train,
         settings,
         task=workshop.task,
@@ -291,6 +424,7 @@ def _run(
         ledger=workshop.ledger,
         progress=workshop.progress,
         evaluate=evaluate,
+        states=workshop.states(stage, made_of),
     )
     workshop.curves[stage] = state.curve
     return state

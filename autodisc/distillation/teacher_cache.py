@@ -28,11 +28,12 @@ from transformers import PreTrainedModel
 from autodisc.config import DistillationConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.losses import Likeliest, TeacherOutput
+from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.slicing import running, sliced_layers
-from autodisc.runtime import Runtime
+from autodisc.runtime import Runtime, made_with
 from autodisc.tasks.batches import Batch
 from autodisc.tasks.data import Split
 
@@ -71,11 +72,18 @@ class TeacherCache:
         self._forwards = [layer.forward(layer.heads, layer.neurons) for layer in sliced_layers(teacher)]
         self._store: _Store | None = None
         self._progress = progress or Silent()
-        self._reads, self._read = 0, Cost()
+        self._reads, self._read = 0, Cost()  # those that were measured
         kept = self._arrays(classes)
         self.token_bytes = sum(each.bytes for each in kept if each.by_token)
         needed = self.token_bytes * split.tokens + sum(each.bytes for each in kept if not each.by_token) * len(split)
-        made_of = [fingerprint(teacher), split.fingerprint, depths, runtime.precision, runtime.device.type]
+        made_of = [
+            fingerprint(teacher),
+            split.fingerprint,
+            depths,
+            runtime.precision,
+            runtime.device.type,
+            *made_with(),
+        ]
         key = joblib.hash([*made_of, *([self._top, self._temperature] if self._top else [])])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.
         self._charged: np.ndarray = ledger.paid.setdefault(key, np.zeros(len(split), dtype=bool))
@@ -87,7 +95,11 @@ class TeacherCache:
                 f"teacher outputs would take {needed / 2**30:.1f} GiB (limit {max_gib:g}, free {free / 2**30:.1f})"
             )
         else:
-            self._store = _Store(folder / key, kept, len(split), split.tokens)
+            decided = ledger.decisions.get(self._name, "")  # by a run that was stopped: the clock may say otherwise now
+            if not decided.startswith("recompute"):
+                self._store = _Store(folder / key, kept, len(split), split.tokens)
+            if decided:
+                self._reads = MEASURED_READS
 
     def _arrays(self, classes: int) -> list[_Array]:
         """What is kept of a row or a token."""
@@ -126,11 +138,11 @@ class TeacherCache:
                 values = self._store.read(rows, starts, lengths, batch.inputs["input_ids"].shape[1])
                 found = self._put_together(values)
                 _wait(self.runtime.device)
-            self._reads += 1
-            if self._reads <= MEASURED_READS:
+            if self._reads < MEASURED_READS:
+                self._reads += 1
                 self._read.add(Cost(seconds=took.seconds, tokens=batch.tokens))
-            if self._reads == MEASURED_READS:
-                self._decide()
+                if self._reads == MEASURED_READS:
+                    self._decide()
             return found
 
     def _put_together(self, values: dict[str, np.ndarray]) -> TeacherOutput:
@@ -223,22 +235,21 @@ class _Store:
     def __init__(self, folder: Path, arrays: Sequence[_Array], rows: int, tokens: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._meta = folder / "cost.json"
-        self._by_token, self._by_row = (
-            {
-                each.name: _open(
-                    folder / f"{each.name}.{each.suffix}", each.dtype, (tokens if by_token else rows, *each.shape)
-                )
-                for each in arrays
-                if each.by_token == by_token and each.bytes
-            }
-            for by_token in (True, False)
-        )
-        self.filled = _open(folder / "filled.u8", np.uint8, (rows,)).view(np.bool_)
-        self._spent = {"seconds": 0.0, "flops": 0.0, "tokens": 0}
-        if self._meta.exists():
-            self._spent = json.loads(self._meta.read_text())
-        else:
-            self.filled[:] = False  # rows whose cost is not known would be free: make them again
+        self._by_token: dict[str, np.ndarray] = {}
+        self._by_row: dict[str, np.ndarray] = {}
+        filled, whole = _open(folder / "filled.u8", np.uint8, (rows,))
+        self.filled = filled.view(np.bool_)
+        for each in arrays:
+            if each.bytes:
+                kept, count = (self._by_token, tokens) if each.by_token else (self._by_row, rows)
+                path = folder / f"{each.name}.{each.suffix}"
+                kept[each.name], there = _open(path, each.dtype, (count, *each.shape))
+                whole &= there
+        spent = _read_spent(self._meta)
+        self._spent = spent or {"seconds": 0.0, "flops": 0.0, "tokens": 0}
+        if not (whole and spent):
+            # Rows of a file that was cut off, and rows whose cost is not known, which would be free: make them again.
+            self.filled[:] = False
 
     def write(self, rows: np.ndarray, starts: np.ndarray, lengths: np.ndarray, values: dict[str, np.ndarray]) -> None:
         """Rows that are there already stay as they are: a reader sees the same values all its life."""
@@ -273,12 +284,26 @@ class _Store:
         return self._spent["seconds"] / tokens, self._spent["flops"] / tokens
 
     def close(self) -> None:
-        partial = self._meta.with_suffix(f".{os.getpid()}")
-        partial.write_text(json.dumps(self._spent))
-        os.replace(partial, self._meta)
+        write_json(self._meta, self._spent)
 
 
-def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
+def _read_spent(path: Path) -> dict[str, float] | None:
+    """None where it is not there, or damaged."""
+    try:
+        spent = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return spent if isinstance(spent, dict) and spent.keys() == {"seconds", "flops", "tokens"} else None
+
+
+def _open(path: Path, dtype: type, shape: tuple[int, ...]) -> tuple[np.ndarray, bool]:
+    """The array in a file, and whether it was there; a new one has its place on the disk: without it a full disk ends
+    the process by SIGBUS when a row is written, and not with an error now."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    fits = path.exists() and path.stat().st_size == size
-    return np.memmap(path, dtype=dtype, mode="r+" if fits else "w+", shape=shape)
+    there = path.exists() and path.stat().st_size == size
+    if not there:
+        with path.open("ab") as file:  # in place: another process may have it open
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    return np.memmap(path, dtype=dtype, mode="r+", shape=shape), there

@@ -2,7 +2,7 @@
 
 A step draws what it trains (the sandwich's candidates), splits its batch into micro-batches, and runs forward
 and backward once for each (micro-batch, candidate), adding gradients in place; then clips and steps. All that
-changes from step to step stands in ``TrainingState``.
+changes from step to step stands in ``TrainingState``, which is kept on disk (checkpointing.py).
 
 loss of a step = Σ over its labels / E,  E = labels of a pass / its steps            (of hidden states: tokens)
 
@@ -13,9 +13,10 @@ scale as with a fixed number of examples.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -24,15 +25,18 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from autodisc.costs import Ledger
+from autodisc.distillation.checkpointing import States, TrainingState
 from autodisc.distillation.losses import Totals
-from autodisc.errors import TrainingError
+from autodisc.errors import DivergedError, TrainingError
+from autodisc.interrupts import finishing_steps
 from autodisc.models.attention import trainable_attention
 from autodisc.progress import Progress
-from autodisc.runtime import Runtime, seeded
+from autodisc.runtime import Runtime, free_memory, is_out_of_memory, seeded
 from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task
 
 CURVE_POINTS = 25  # losses kept a stage, each the mean since the one before: batches differ in size
+HALVINGS = 2  # of the learning rate, before a loss that is not finite ends the training
 
 
 class Term(NamedTuple):
@@ -63,20 +67,6 @@ class TrainingSettings:
     dropout: bool = False  # off in distillation: a student far below its teacher's size underfits
 
 
-@dataclass
-class TrainingState:
-    """Everything that a step reads and changes, beside the weights."""
-
-    optimizer: torch.optim.Optimizer
-    lr_scheduler: torch.optim.lr_scheduler.LRScheduler
-    step: int = 0
-    best_step: int = 0
-    best_metric: float | None = None
-    best_weights: dict[str, torch.Tensor] | None = None
-    curve: list[dict[str, float | int | None]] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)  # losses since the curve's last point
-
-
 def steps_for(split: Split, batch_size: int, epochs: float) -> int:
     return max(1, round(number_of_batches(split, batch_size) * epochs))
 
@@ -93,19 +83,22 @@ def train(
     ledger: Ledger,
     progress: Progress,
     evaluate: Callable[[], float] | None = None,
+    states: States | None = None,
 ) -> TrainingState:
     """Train ``model`` in place for ``settings.steps`` steps over shuffled passes of ``split``.
 
     With ``evaluate`` (the metric on validation, called after each pass and at the end), the model ends with the
-    weights of the best evaluation; without, with the last. Raises TrainingError when the loss is not finite.
+    weights of the best evaluation; without, with the last. With ``states`` it goes on from the last one there is.
+    After a loss that is not finite it returns to the last state with half the learning rate, twice; then it raises
+    DivergedError.
     """
     accelerator = Accelerator(cpu=runtime.device.type == "cpu")
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.lr, fused=True)
     scheduler = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * settings.steps), settings.steps)
-    state = TrainingState(optimizer, scheduler)
-    order = runtime.generator(stage, "order")
-    draws = runtime.generator(stage, "draws")
+    order, draws = runtime.generator(stage, "order"), runtime.generator(stage, "draws")
+    state = TrainingState(optimizer, scheduler, order, draws, settings.accumulation)
+    states, job = states or States(), _Job(stage, settings, ledger, progress)
     a_pass = number_of_batches(split, settings.batch_size)
     expected = Totals(labels=split.labelled / a_pass, tokens=split.tokens / a_pass)
     with (
@@ -113,23 +106,28 @@ def train(
         trainable_attention(model, runtime),
         ledger.stage(stage),
         progress.stage(stage, settings.steps) as bar,
+        finishing_steps() as stop,
     ):
+        states.resume(model, state)
+        if states.damaged:
+            progress.say(f"{states.damaged}; {stage} starts again")
+        bar.advance(state.step)
         while state.step < settings.steps:
             passed = batches(split, batch_size=settings.batch_size, pad_token_id=task.pad_token_id, generator=order)
             model.train(settings.dropout)  # each pass anew: evaluation switches it off
-            for batch in passed:
+            for batch in itertools.islice(passed, state.place, None):
                 drawn = objective.draw(draws)
-                loss = _accumulate(batch, objective, drawn, expected, settings, accelerator, runtime, ledger)
-                if not math.isfinite(loss):
-                    raise TrainingError(
-                        f"{stage}: the loss is {loss} at step {state.step + 1}; lower lr (now {settings.lr:g}), "
-                        "or use --precision fp32"
-                    )
-                accelerator.clip_grad_norm_(parameters, settings.clip)
+                loss = _fitting(batch, objective, drawn, expected, state, accelerator, runtime, job)
+                norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
+                if not (math.isfinite(loss) and math.isfinite(norm)):
+                    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
+                    _go_back(model, state, states, what, job)
+                    break
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.step += 1
+                state.place += 1
                 bar.advance()
                 done = state.step == settings.steps
                 state.recent.append(loss)
@@ -140,12 +138,73 @@ def train(
                 if evaluate is not None and (done or state.step % a_pass == 0):
                     _keep_best(model, state, evaluate())
                     bar.note(f"metric {state.curve[-1]['metric']:.3f}, best {state.best_metric:.3f}")
+                states.keep(model, state, steps=settings.steps, at_once=stop.asked)
+                if stop.asked:
+                    raise KeyboardInterrupt
                 if done:
                     break
+            else:
+                state.place, state.pass_start = 0, dict(order.bit_generator.state)
     if state.best_weights is not None:
         model.load_state_dict(state.best_weights)
         state.best_weights = None
     return state
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is trained, how, and who is told."""
+
+    stage: str
+    settings: TrainingSettings
+    ledger: Ledger
+    progress: Progress
+
+
+def _go_back(model: PreTrainedModel, state: TrainingState, states: States, what: str, job: _Job) -> None:
+    """Return to the last state with half the learning rate; raises DivergedError where that was done twice."""
+    failed, tried = state.step + 1, state.halvings
+    lr = job.settings.lr * 0.5**tried
+    if tried == HALVINGS:
+        raise DivergedError(
+            f"{job.stage}: the {what} at step {failed}; lower lr (now {job.settings.lr:g}; {lr:g} was tried too), "
+            "or use --precision fp32"
+        )
+    state.optimizer.zero_grad(set_to_none=True)
+    states.go_back(model, state)
+    state.lower_lr(tried + 1)
+    decided = f"{lr / 2:g} from step {state.step + 1} on: the {what} at step {failed} with {lr:g}"
+    job.ledger.decisions[f"lr of {job.stage}"] = decided
+    job.progress.say(f"{job.stage}: the {what} at step {failed}; back to step {state.step} with lr {lr / 2:g}")
+
+
+def _fitting(
+    batch: Batch,
+    objective: Objective,
+    drawn: Any,
+    totals: Totals,
+    state: TrainingState,
+    accelerator: Accelerator,
+    runtime: Runtime,
+    job: _Job,
+) -> float:
+    """Add the gradients of one effective batch, in more micro-batches from now on where memory is short."""
+    while True:
+        try:
+            return _accumulate(batch, objective, drawn, totals, state.accumulation, accelerator, runtime, job.ledger)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if state.accumulation >= len(batch):
+                raise TrainingError(
+                    f"{job.stage}: out of memory with one example at a time; give a shorter --max-length"
+                ) from error
+        state.optimizer.zero_grad(set_to_none=True)  # out here nothing holds what was too large any more
+        free_memory()
+        state.accumulation *= 2
+        decided = f"{state.accumulation} a step, from step {state.step + 1} on: memory was short"
+        job.ledger.decisions[f"micro-batches of {job.stage}"] = decided
+        job.progress.say(f"{job.stage}: memory is short; {state.accumulation} micro-batches a step from now on")
 
 
 def _accumulate(
@@ -153,14 +212,14 @@ def _accumulate(
     objective: Objective,
     drawn: Any,
     totals: Totals,
-    settings: TrainingSettings,
+    parts: int,
     accelerator: Accelerator,
     runtime: Runtime,
     ledger: Ledger,
 ) -> float:
-    """Add the gradients of one effective batch; its loss, a share of ``totals``."""
+    """Add the gradients of one effective batch in so many micro-batches; its loss, a share of ``totals``."""
     losses: list[torch.Tensor] = []
-    for micro in batch.split(settings.accumulation):
+    for micro in batch.split(parts):
         micro = micro.to(runtime.device)
         for kind, compute in objective.terms(micro, totals, drawn):
             with ledger.count(("training", kind), micro.padded_tokens):

@@ -55,6 +55,8 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
+# A layout is of a family that transformers has the code of; what a folder brings along is never run, nor asked about.
+SAFE = {"trust_remote_code": False}
 
 
 def load_model(
@@ -92,9 +94,10 @@ def load_model(
             if num_labels == 1:
                 config.problem_type = "regression"
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
+        how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
             loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, **of_gguf
+                where, config=config, dtype=torch.float32, output_loading_info=True, **how
             )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
@@ -126,7 +129,7 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
     name = resolve(name)
     where, of_gguf = _opened_by(name)
     with _explained(where):
-        return AutoConfig.from_pretrained(where, **of_gguf)
+        return AutoConfig.from_pretrained(where, **of_gguf, **SAFE)
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
@@ -136,7 +139,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     with _quiet(), _explained(where):
         if not of_gguf:
             verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(where, **of_gguf)
+        return AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
 
 
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:

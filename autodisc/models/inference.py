@@ -10,6 +10,7 @@ row of 128 tokens instead made a trial on 408 pairs a fifth longer.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,9 +20,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings, uncached
-from autodisc.models.reading import read
+from autodisc.models.reading import Reader, read
 from autodisc.progress import Bar
-from autodisc.runtime import Runtime
+from autodisc.runtime import Runtime, free_memory, is_out_of_memory
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
@@ -55,8 +56,9 @@ def predict(
     ledger: Ledger | None = None,
     kind: Hashable = "forward",
     bar: Bar | None = None,
+    reader: Reader = read,
 ) -> np.ndarray:
-    """What ``read`` makes of every row, in the split's order; ``kind`` names the model in the ledger."""
+    """What ``reader`` makes of every row, in the split's order; ``kind`` names the model in the ledger."""
     found: list[np.ndarray] = []
     rows: list[np.ndarray] = []
     model.eval()
@@ -64,7 +66,7 @@ def predict(
     for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
         batch = batch.to(runtime.device)
         logits = forward(model, batch, runtime=runtime, ledger=ledger, kind=kind)
-        found.append(read(logits, batch, split=split, task=task))
+        found.append(reader(logits, batch, split=split, task=task))
         rows.append(batch.rows)
         if bar is not None:
             bar.advance()
@@ -86,17 +88,32 @@ def width(model: PreTrainedModel, task: Task) -> int:
 def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
 ) -> torch.Tensor:
-    """Logits (B, V) or (B, T, V) of a batch that lies on the device; booked to ``ledger``."""
-    with torch.inference_mode(), uncached(model), runtime.autocast():
-        output: torch.Tensor = model(**batch.inputs).logits
+    """Logits (B, V) or (B, T, V) of a batch on the device, in halves where memory is short; booked to ``ledger``."""
+    output: torch.Tensor | None = None
+    try:
+        with torch.inference_mode(), uncached(model), runtime.autocast():
+            output = model(**model_inputs(model, batch)).logits
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error) or len(batch) == 1:
+            raise
+    if output is None:  # out here nothing holds what was too large any more
+        free_memory()
+        parts = [forward(model, half, runtime=runtime, ledger=ledger, kind=kind) for half in batch.split(2)]
+        return torch.cat(parts)
     if ledger is not None:
         ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
     return output
 
 
+def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:
+    """What ``model`` takes of a batch: a student of another family may know no token types, as distilbert's."""
+    known = inspect.signature(model.forward).parameters
+    return {name: values for name, values in batch.inputs.items() if name in known}
+
+
 def counted(model: PreTrainedModel, batch: Batch, ledger: Ledger, kind: Hashable) -> ForwardFlops:
     """What a forward costs, counted on a row of ``batch`` the first time that this ledger is asked for ``kind``."""
-    row = {name: values[:1] for name, values in batch.inputs.items()}
+    row = {name: values[:1] for name, values in model_inputs(model, batch).items()}
     return ledger.once(("forward", kind), lambda: count_forward(model, row))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from autodisc.errors import ModelError
+from autodisc.errors import ConfigError, ModelError
 from autodisc.models.layouts import base_shape, blocks, embeddings, uncached
 from autodisc.models.modeling_autodisc import Kept, resize
 from autodisc.runtime import Runtime
@@ -128,9 +128,12 @@ def _between(known: Sequence[tuple[int, float]], widths: Sequence[int]) -> float
 
 def latency_table(model: PreTrainedModel, *, batch: int, length: int, runtime: Runtime) -> LatencyTable:
     """Time the layer shapes of an unpruned ``model`` here; in seconds to a minute, by its size."""
-    L, H, N = base_shape(model.config)
-    if any(block.heads != H or block.neurons != N for block in blocks(model)):
+    if not is_whole(model):
         raise ModelError("latency: layers are timed of the whole model, but this one is pruned; give its teacher")
+    most = longest_input(model)
+    if most is not None and length > most:
+        raise ConfigError(f"length: got {length}; the teacher has positions for {most} tokens, give no more")
+    L, H, N = base_shape(model.config)
     head_counts, widths = counts(HEADS, H), counts(NEURONS, N)
     shapes = list(dict.fromkeys([*((heads, 0) for heads in head_counts), *((0, width) for width in widths)]))
     models = {f"{heads}-{width}": shaped(model, (heads,) * L, (width,) * L) for heads, width in shapes}
@@ -149,6 +152,12 @@ def latency_table(model: PreTrainedModel, *, batch: int, length: int, runtime: R
     )
 
 
+def is_whole(model: PreTrainedModel) -> bool:
+    """Whether no unit of a model was removed."""
+    _, H, N = base_shape(model.config)
+    return all((block.heads, block.neurons) == (H, N) for block in blocks(model))
+
+
 def counts(fractions: Sequence[float], units: int) -> tuple[int, ...]:
     """Different numbers of units, ascending; of many units multiples of 8, which candidates have."""
     step = 8 if units >= 8 * len(fractions) else 1
@@ -161,6 +170,15 @@ def shaped(model: PreTrainedModel, heads: Sequence[int], neurons: Sequence[int])
     kept = Kept(tuple(tuple(range(n)) for n in heads), tuple(tuple(range(n)) for n in neurons))
     resize(small, kept)
     return small
+
+
+def longest_input(model: PreTrainedModel) -> int | None:
+    """Tokens that a model has positions for; those of roberta count from behind the padding's."""
+    positions: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.base_model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return positions
 
 
 def random_inputs(

@@ -28,7 +28,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.models.written import INPUTS, Written
+from autodisc.models.written import INPUTS, Written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
 LARGEST_DIFFERENCE = 1e-4
@@ -63,14 +63,20 @@ def export_onnx(
     examples = list(batches)
     if not examples:
         raise ModelError("onnx: no batch to compare with; give at least one of real text")
-    inputs = tuple(name for name in INPUTS if all(name in batch for batch in examples))
+    inputs = tuple(name for name in inputs_of(model) if all(name in batch for batch in examples))
     examples = [{name: batch[name] for name in inputs} for batch in examples]
     model = copy.deepcopy(model).to("cpu").eval()  # type: ignore[arg-type]
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         _write(Written(model), inputs, partial, opset)
-        difference = _difference(model, partial, examples)
+        try:
+            file = OnnxModel(partial, threads=torch.get_num_threads())
+        except CheckpointError as error:  # what the exporter wrote of an opset that it does not know
+            raise ModelError(
+                f"opset: got {opset}, which this onnxruntime cannot open; leave it out for {OPSET}"
+            ) from error
+        difference = _difference(model, file, examples)
         if not difference <= LARGEST_DIFFERENCE:
             raise ModelError(
                 f"onnx: its logits differ from torch's by {difference:.2g}; at most {LARGEST_DIFFERENCE:g} is exact."
@@ -138,6 +144,7 @@ class OnnxModel:
         except Exception as error:  # its own classes, which derive from Exception alone
             raise CheckpointError(f"{self.path}: onnxruntime cannot open it ({one_line(error)})") from error
         self.inputs = tuple(entry.name for entry in self._session.get_inputs())
+        self.width = self._session.get_outputs()[0].shape[-1]  # V: logits of a row
 
     def logits(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """(B, V), fp32; ``inputs`` are int64, (B, T), and may hold more than the model reads."""
@@ -170,20 +177,21 @@ def _write(written: Written, inputs: Sequence[str], path: Path, opset: int) -> N
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # torch.onnx.errors and whatever a converter in between raises
+    except Exception as error:  # torch.onnx.errors, about what a converter in between raised
         raise ModelError(
-            f"onnx: torch cannot export this model at opset {opset} ({one_line(error)}); leave opset out for {OPSET}"
+            f"onnx: torch cannot export this model at opset {opset} ({one_line(error.__cause__ or error)});"
+            f" at {OPSET} the supported families work"
         ) from error
 
 
-def _difference(model: PreTrainedModel, path: Path, examples: Iterable[Mapping[str, torch.Tensor]]) -> float:
+def _difference(model: PreTrainedModel, file: OnnxModel, examples: Iterable[Mapping[str, torch.Tensor]]) -> float:
     """The largest between the logits of file and model; NaN where one of them is."""
-    session, differences = OnnxModel(path, threads=torch.get_num_threads()), []
+    differences = []
     with torch.inference_mode():
         for inputs in examples:
             inputs = {name: values.cpu() for name, values in inputs.items()}
             expected = model(**inputs).logits.numpy()
-            found = session.logits({name: values.numpy() for name, values in inputs.items()})
+            found = file.logits({name: values.numpy() for name, values in inputs.items()})
             differences.append(np.abs(found - expected).max())
     return float(np.max(differences))
 

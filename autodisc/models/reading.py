@@ -10,6 +10,8 @@ A vocabulary's logits (B, T, V) are too large to be kept, or to be copied whole.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -33,6 +35,18 @@ def read(logits: torch.Tensor, batch: Batch, *, split: Split, task: Task) -> np.
     assert task.label_names is not None, "and its tags have names"
     tags = split.tags[batch.rows]
     return words.answers(_tags(said.argmax(axis=2), batch.labels.cpu().numpy(), tags), tags, task.label_names)
+
+
+def raw(logits: torch.Tensor, batch: Batch, *, split: Split, task: Task) -> np.ndarray:
+    """Logits (B, V) of sentences as they are, fp32."""
+    assert split.counts is None, "those of tokens are too many to be kept"
+    return logits.float().cpu().numpy()
+
+
+class Reader(Protocol):
+    """Reduces what a model says of a batch to a row for each of its rows."""
+
+    def __call__(self, logits: torch.Tensor, batch: Batch, *, split: Split, task: Task) -> np.ndarray: ...
 
 
 def _nll(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from autodisc.errors import ModelError, one_line
+from autodisc.errors import CheckpointError, ModelError, one_line
 from autodisc.models.onnx import OnnxModel, export_onnx, require_onnx
 from autodisc.models.written import Written
 from autodisc.runtime import Runtime
@@ -73,6 +73,9 @@ def _onnx(
 
     made = {}
     for number, (name, model) in enumerate(models.items()):
-        file = export_onnx(model, folder / f"{number}.onnx", batches=examples).path
-        made[name] = run(OnnxModel(file, threads=runtime.threads))
+        try:
+            file = export_onnx(model, folder / f"{number}.onnx", batches=examples).path
+            made[name] = run(OnnxModel(file, threads=runtime.threads))
+        except (ModelError, CheckpointError) as error:
+            raise Absent(f"{name}: {error}") from error
     return made

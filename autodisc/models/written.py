@@ -14,6 +14,7 @@ In rows (B·T, C):
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from typing import Any
 
@@ -30,6 +31,12 @@ from autodisc.models.layouts import Block, blocks, embeddings, layout_of
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # what Written takes, in its order
 
 
+def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """Those of ``INPUTS`` that a model reads: distilbert's knows no token types, and its teacher's texts have them."""
+    known = inspect.signature(model.forward).parameters
+    return tuple(name for name in INPUTS if name in known)
+
+
 def can_be_written(model: PreTrainedModel) -> bool:
     """Whether a model is a classifier of sequences with layers of that shape."""
     return layout_of(model.config).standard and own_head(model) == "sequence"
@@ -40,8 +47,10 @@ class Written(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
+        self.typed = "token_type_ids" in inputs_of(model)
         self.model = copy.copy(model)
-        self.model._modules = dict(model._modules)
+        head = {name: module for name, module in model.named_children() if module is not model.base_model}
+        self.model._modules = {name: _sharing(module) for name, module in head.items()}
         setattr(self.model, model.base_model_prefix, _Body(model))
         self.eval()
 
@@ -49,7 +58,7 @@ class Written(nn.Module):
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Logits (B, V)."""
-        types = {} if token_type_ids is None else {"token_type_ids": token_type_ids}
+        types = {} if token_type_ids is None or not self.typed else {"token_type_ids": token_type_ids}
         logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask, **types).logits
         return logits
 
@@ -59,8 +68,9 @@ class _Body(nn.Module):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleList(embeddings(model))
-        self.pooler = getattr(model.base_model, "pooler", None)
+        self.embeddings = nn.ModuleList(map(_sharing, embeddings(model)))
+        pooler = getattr(model.base_model, "pooler", None)
+        self.pooler = None if pooler is None else _sharing(pooler)
         activation = ACT2FN[getattr(model.config, layout_of(model.config).config_activation)]
         made = blocks(model)
         self.last = max((i for i, block in enumerate(made) if block.heads), default=-1)
@@ -139,6 +149,11 @@ class _Layer(nn.Module):
             q, k, v = F.linear(x, self.rows, self.rows_bias).view(B, T, 3 * H, D).transpose(1, 2).chunk(3, 1)
         weights = torch.softmax(q @ k.transpose(2, 3) + penalty, -1)  # (B, H, T, T)
         return (weights @ v).transpose(1, 2).reshape(-1, width), first
+
+
+def _sharing(module: nn.Module) -> nn.Module:
+    """A copy with the same parameters: the model itself may be in training, and its dropout stays on."""
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())})
 
 
 def _owned(tensor: torch.Tensor) -> nn.Parameter:

@@ -9,6 +9,7 @@ rounds lose far less (benchmarks/README.md), so both are settings. Training exam
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ from autodisc.progress import Bar, Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
 from autodisc.pruning.fisher import rank_by_fisher
 from autodisc.pruning.masks import masked
+from autodisc.pruning.slicing import own_forwards, running
 from autodisc.pruning.surgery import keep
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, number_of_batches
@@ -61,13 +63,18 @@ def estimate_importance(
             ones = [
                 [torch.ones_like(total, device=runtime.device, requires_grad=True) for total in units] for units in sums
             ]
-            with ledger.count(kind, batch.padded_tokens):
-                with masked(model, *ones), trainable_attention(model, runtime), runtime.autocast():
+            with (
+                ledger.count(kind, batch.padded_tokens),
+                masked(model, *ones),
+                trainable_attention(model, runtime),
+                _recomputing(model, runtime),
+            ):
+                with runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
                 loss = label_loss(logits, batch.labels, label_count(batch.labels))
                 if not torch.isfinite(loss):
                     raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
-                loss.backward()
+                loss.backward()  # in here: what is computed again has to be computed masked
             for units, masks in zip(sums, ones, strict=True):
                 for total, mask in zip(units, masks, strict=True):
                     if mask.grad is not None:  # a layer without heads passes no gradient
@@ -79,6 +86,12 @@ def estimate_importance(
         sums = [[_normalise(total) for total in units] for units in sums]
     heads, neurons = (tuple(units) for units in sums)
     return Importance(heads, neurons)
+
+
+def _recomputing(model: PreTrainedModel, runtime: Runtime) -> contextlib.AbstractContextManager[object]:
+    if not runtime.checkpointing:
+        return contextlib.nullcontext()
+    return running(model, own_forwards(model), checkpointing=True)
 
 
 def calibration(task: Task, config: ImportanceConfig, runtime: Runtime) -> Split:

@@ -6,9 +6,7 @@ seeds and answers were kept. Costs are shares of the exhaustive search's, ``maxi
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from autodisc.reporting.fidelity import Assessment
 from autodisc.reporting.gains import Comparison
 from autodisc.reporting.statistics import Interval
 from autodisc.reporting.tables import Table
+from autodisc.reporting.texts import csv_text
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ def csv_texts(sections: Sequence[Section]) -> dict[str, str]:
         head = {"task": section.task, "student_sparsity": section.student_sparsity}
         for name in ("strategies", "differences", "fidelity", "frontier", "truth"):
             found.setdefault(name, []).extend(head | _flat(dataclasses.asdict(line)) for line in getattr(section, name))
-    return {name: _csv(rows) for name, rows in found.items() if rows}
+    return {name: csv_text(rows) for name, rows in found.items() if rows}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -240,12 +239,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

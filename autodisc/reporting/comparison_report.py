@@ -14,7 +14,8 @@ from autodisc.errors import UserError
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
 from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
-from autodisc.reporting.report import Part, Picture, page, text
+from autodisc.reporting.pictures import Picture
+from autodisc.reporting.report import Part, page, text
 from autodisc.reporting.texts import replace_all
 
 TICKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autodisc.reporting import units
@@ -11,6 +11,8 @@ from autodisc.reporting.rows import Choice, Curve, StudySummary, TrialRow
 
 CostUnit = Literal["seconds", "flops"]
 KeptUnit = Literal["heads", "neurons"]
+KEPT_COLUMNS = 40  # candidates of one heat map
+PROJECTED = "maxidisc, projected"
 CURVE_POINTS = 300  # of one curve; keeps the page small and the eye sees no difference
 
 
@@ -32,6 +34,7 @@ class TradeoffData:
     floor: float | None
     lam: float
     metric_name: str
+    student: float | None = None  # its sparsity: assistants lie to the left of it
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,13 @@ class KeptData:
 
 
 def tradeoff_data(
-    trials: Sequence[TrialRow], *, lam: float, metric_name: str, shown: Choice | None, recorded: Choice | None
+    trials: Sequence[TrialRow],
+    *,
+    lam: float,
+    metric_name: str,
+    shown: Choice | None,
+    recorded: Choice | None,
+    student: float | None = None,
 ) -> TradeoffData:
     points = tuple(
         TradeoffPoint(
@@ -87,9 +96,7 @@ def tradeoff_data(
         if row.sparsity is not None and row.metric is not None
     )
     floor = next((row.floor for row in trials if row.floor is not None), None)
-    return TradeoffData(
-        tuple(sorted(points, key=lambda point: point.sparsity)), floor, lam=lam, metric_name=metric_name
-    )
+    return TradeoffData(tuple(sorted(points, key=lambda point: point.sparsity)), floor, lam, metric_name, student)
 
 
 def study_tradeoff(study: StudySummary) -> TradeoffData | None:
@@ -100,6 +107,7 @@ def study_tradeoff(study: StudySummary) -> TradeoffData | None:
         metric_name=study.metric_name,
         shown=study.shown,
         recorded=study.recorded,
+        student=study.student_sparsity,
     )
     return data if data.points else None
 
@@ -126,28 +134,43 @@ def cost_data(study: StudySummary, unit: CostUnit) -> CostData | None:
 
 
 def stage_data(study: StudySummary, unit: CostUnit) -> tuple[StageBar, ...]:
-    """The compared strategies' stages in the order they ran; a stage of two phases keeps both apart."""
-    bars = []
+    """The compared strategies' stages in the order they ran; those of search and distillation by one name are one."""
+    costs: dict[tuple[str, str], float] = {}
     for row in study.costs:
-        cost = float(getattr(row, unit))
-        if row.strategy != "teacher" and cost > 0:
-            stage = f"{row.phase}: {row.stage}" if row.phase != "baseline" else row.stage
-            bars.append(StageBar(row.strategy, stage, cost))
+        if row.strategy != "teacher":
+            key = row.strategy, row.stage
+            costs[key] = costs.get(key, 0.0) + float(getattr(row, unit))
+    bars = [StageBar(*key, cost) for key, cost in costs.items() if cost > 0]
+    run = {row.strategy for row in study.costs}
+    if bars and unit == "flops" and study.projected_flops and "maxidisc" not in run:
+        bars.append(StageBar(PROJECTED, "all trials", study.projected_flops))
     return tuple(bars)
 
 
 def kept_data(study: StudySummary, unit: KeptUnit) -> KeptData | None:
-    rows = [row for row in study.trials if row.sparsity is not None and getattr(row, unit)]
+    return kept_of(study.trials, unit, study.shown)
+
+
+def kept_of(trials: Sequence[TrialRow], unit: KeptUnit, shown: Choice | None) -> KeptData | None:
+    """None where no candidate says what it keeps. Of very many only some, evenly, and the chosen one."""
+    sparsity = None if shown is None else shown.sparsity
+    known = {row.sparsity: row for row in trials if row.sparsity is not None and getattr(row, unit)}
+    stride = max(1, -(-len(known) // KEPT_COLUMNS))
+    rows = [row for i, row in enumerate(known.values()) if i % stride == 0 or row.sparsity == sparsity]
     if not rows:
         return None
     columns = [getattr(row, unit) for row in rows]
     layers = max(len(column) for column in columns)
     kept = tuple(tuple(column[layer] if layer < len(column) else 0 for column in columns) for layer in range(layers))
-    chosen = next(
-        (i for i, row in enumerate(rows) if study.shown is not None and row.sparsity == study.shown.sparsity),
-        None,
-    )
+    chosen = next((i for i, row in enumerate(rows) if row.sparsity == sparsity), None)
     return KeptData(unit, tuple(row.sparsity or 0.0 for row in rows), chosen, kept)
+
+
+def thinned(data: TradeoffData, most: int) -> TradeoffData:
+    """At most some ``most`` points, evenly, and those that were chosen."""
+    stride = max(1, -(-len(data.points) // most))
+    kept = tuple(p for i, p in enumerate(data.points) if i % stride == 0 or p.chosen or p.recorded)
+    return replace(data, points=kept)
 
 
 def curve_data(study: StudySummary) -> tuple[Curve, ...]:

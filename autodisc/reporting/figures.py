@@ -28,6 +28,7 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW = (
     "#F0E442",
 )
 GREY = "#7d7d7d"  # 4 : 1 both on white and on the dark page
+MOST_TICKS = 14  # labels on one axis; beyond it they run into each other
 GRID = "rgba(128,128,128,0.25)"
 CLEAR = "rgba(0,0,0,0)"
 STRATEGIES = {"autodisc": (BLUE, "star"), "maxidisc": (RED, "square"), "direct": (GREEN, "diamond")}
@@ -40,16 +41,17 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
     """Metric with its standard error and metric + λ·sparsity, against sparsity; chosen and infeasible marked."""
     figure = empty_figure("sparsity (first line) and scale (second)", "metric · tradeoff")
     points = data.points
+    few = len(points) <= 60  # more bars than that are one grey cloud
     x = [point.sparsity for point in points]
-    name = escape(data.metric_name)
+    name = escape(shortened(data.metric_name))
     figure.add_scatter(
         x=x,
         y=[point.metric for point in points],
-        error_y={"type": "data", "array": [point.standard_error for point in points], "thickness": 1.2},
+        error_y={"type": "data", "array": [p.standard_error for p in points], "thickness": 1.2, "visible": few},
         mode="lines+markers",
         name=f"{name} ± standard error",
         line={"color": BLUE, "dash": "dot", "width": 1.8},
-        marker={"size": 8, "symbol": "circle"},
+        marker={"size": 8 if few else 4, "symbol": "circle"},
         hovertemplate="sparsity %{x}: %{y:.3f}<extra></extra>",
     )
     figure.add_scatter(
@@ -76,8 +78,16 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
             annotation={"text": f"floor {data.floor:.3f}", "yshift": -2},
             annotation_position="bottom left",
         )
-    ticks = [f"{units.plain(p.sparsity)}<br>{p.scale:.2g}" for p in points]
-    figure.update_xaxes(tickvals=x, ticktext=ticks, tickangle=0)
+    if data.student is not None:
+        figure.add_vline(
+            x=data.student,
+            line={"color": GREEN, "dash": "dashdot", "width": 1.5},
+            annotation={"text": f"student {units.plain(data.student)} "},
+            annotation_position="bottom left",
+        )
+    shown = points if len(points) <= MOST_TICKS else points[:: -(-len(points) // MOST_TICKS)]
+    ticks = [f"{units.plain(p.sparsity)}<br>{p.scale:.2g}" for p in shown]
+    figure.update_xaxes(tickvals=[p.sparsity for p in shown], ticktext=ticks, tickangle=0)
     return figure
 
 
@@ -88,7 +98,7 @@ def _mark(figure: go.Figure, label: str, points: Sequence[Any], symbol: str, siz
         y=[point.tradeoff for point in points],
         mode="markers+text",
         name=label,
-        text=[texts.get(label, "")] * len(points),
+        text=[texts.get(label, "") if len(points) <= MOST_TICKS else ""] * len(points),
         textposition="top center",
         cliponaxis=False,
         marker={"symbol": symbol, "size": size, "color": RED, "line": {"width": 2, "color": RED}},
@@ -101,7 +111,7 @@ def _mark(figure: go.Figure, label: str, points: Sequence[Any], symbol: str, siz
 def cost_figure(data: CostData) -> go.Figure:
     """Student metric against total cost on a log axis; single maxidisc trials are small and on validation."""
     title = "total cost, seconds (log)" if data.unit == "seconds" else "total cost, FLOPs (log)"
-    figure = empty_figure(title, f"student metric, {escape(data.split or 'final split')}")
+    figure = empty_figure(title, f"student metric, {escape(shortened(data.split or 'final split'))}")
     if data.trials:
         figure.add_scatter(
             x=[point.cost for point in data.trials],
@@ -155,7 +165,7 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
             y=[escape(strategy) for strategy in strategies],
             x=[costs.get(strategy) for strategy in strategies],
             orientation="h",
-            name=escape(stage),
+            name=escape(shortened(stage)),
             marker={
                 "color": STAGES[i % len(STAGES)],
                 "line": {"width": 1, "color": GREY},
@@ -169,7 +179,7 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
             },
             hovertemplate=f"%{{y}}, {escape(stage)}: %{{x:.3s}}<extra></extra>",
         )
-    legend_rows = -(-len({bar.stage for bar in bars}) // 2)
+    legend_rows = -(-len({bar.stage for bar in bars}) // 3)
     plot_height = 55 * len(strategies) + 20
     set_height(figure, plot_height, below=80 + 22 * legend_rows)
     figure.update_layout(barmode="stack", legend={"traceorder": "normal"})
@@ -189,10 +199,10 @@ def kept_figure(data: KeptData) -> go.Figure:
         x=labels,
         y=[str(layer) for layer in range(len(data.kept))],
         colorscale="Cividis",
-        texttemplate="%{z}",
+        texttemplate="%{z}" if len(data.sparsities) <= MOST_TICKS else None,
         xgap=1,
         ygap=1,
-        showscale=False,
+        showscale=len(data.sparsities) > MOST_TICKS,  # else the number stands in the cell
         hovertemplate=f"sparsity %{{x}}, layer %{{y}}: %{{z}} {data.unit}<extra></extra>",
     )
     figure.update_xaxes(type="category", showgrid=False)
@@ -212,12 +222,17 @@ def curve_figure(curves: Sequence[Curve], *, quantity: str) -> go.Figure:
             x=list(x),
             y=list(y),
             mode="lines" if quantity == "training loss" else "lines+markers",
-            name=escape(f"{curve.strategy}: {curve.stage}"),
+            name=escape(shortened(f"{curve.strategy}: {curve.stage}")),
             line={"color": STAGES[i % len(STAGES)], "dash": DASHES.get(curve.strategy, "solid"), "width": 1.8},
             marker={"symbol": i % 20},
             visible=True if curve.strategy == "autodisc" else "legendonly",
         )
     return figure
+
+
+def shortened(name: str, most: int = 40) -> str:
+    """A name from outside, of a length that leaves room for the picture."""
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def empty_figure(x_title: str, y_title: str) -> go.Figure:

@@ -25,7 +25,7 @@ CARD = "README.md"
 ROLES = ("teacher", "assistant", "student")
 Z = 1.96  # standard errors on either side: 95 % of a normal distribution
 VERSIONS = ("autodisc", "revision", "torch", "transformers", "python", "hardware", "device", "precision", "threads")
-OF_THIS_MACHINE = ("name", "task.data", "teacher.model", "cache", "search.storage")
+OF_THIS_MACHINE = ("name", "task.data", "teacher.model", "student_model", "cache", "search.storage")
 # What hubs call our metrics, where it is something else.
 HUB_METRICS = {
     "matthews": "matthews_correlation",
@@ -52,8 +52,9 @@ def write_card(folder: Path, values: Mapping[str, Any]) -> Path:
 
     ``values`` is a run record's (``config``, ``task``, ``teacher``, ``environment``, ``seed``, ``cost``, ``kind``) and
 
-    - ``role``: "student" or "assistant", whose folder it is;
-    - ``teacher_folder``: where the teacher's own card, config and licence are; none on a hub;
+    - ``role``: "student" or "assistant", whose folder it is; ``has_code``: whether a file of code opens it;
+    - ``origin_folder``: where the own card, config and licence are of what the weights are from (the teacher, or of a
+      student of another architecture the model that it was); none on a hub;
     - ``models``: for each of teacher, assistant and student that there is, what is known of ``sparsity``, ``metric``
       with ``standard_error`` and ``metrics`` on the final split, ``validation_metric``, ``floor``, ``params`` (of the
       encoder), ``total_params``, ``macs`` (of 128 tokens);
@@ -65,12 +66,13 @@ def write_card(folder: Path, values: Mapping[str, Any]) -> Path:
 
 
 def render_card(values: Mapping[str, Any]) -> str:
-    origin = read_origin(values.get("teacher_folder"))
+    origin = read_origin(values.get("origin_folder"))
     task, model = values["task"], values["models"][values["role"]]
+    other = _other(values)
     front: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": PIPELINES[task["kind"]],
-        "tags": ["autodisc", "pruned", "distillation"],
+        "tags": ["autodisc", *([] if other else ["pruned"]), "distillation"],
         **{key: origin[key] for key in ("license", "license_name", "license_link", "language") if key in origin},
         **_base_model(values, origin),
         **_model_index(values, model),
@@ -85,6 +87,10 @@ def render_card(values: Mapping[str, Any]) -> str:
             task=task,
             model=model,
             teacher=_name(values["teacher"]["model"]),
+            other=None if other is None else _name(other),
+            origin=_name(origin_of(values)),
+            has_code=values["has_code"],
+            on_hub=values.get("origin_folder") is None and _is_hub_name(origin_of(values)),
             assistant=values["models"].get("assistant"),
             kind=task["kind"],
             auto_class=AUTO_CLASSES.get(task["kind"], "AutoModelForSequenceClassification"),
@@ -100,13 +106,24 @@ def render_card(values: Mapping[str, Any]) -> str:
     )
 
 
+def _other(values: Mapping[str, Any]) -> str | None:
+    """The model of another architecture that a student was; none of one that was cut out of its teacher."""
+    other: str | None = values["config"].get("student_model") if values["role"] == "student" else None
+    return None if values["kind"] == "export" else other
+
+
+def origin_of(values: Mapping[str, Any]) -> str:
+    """The name of the model whose weights these were: the teacher, or what a student of another architecture was."""
+    return _other(values) or str(values["teacher"]["model"])
+
+
 def title(values: Mapping[str, Any]) -> str:
     sparsity = units.plain(values["models"][values["role"]].get("sparsity"))
     return f"{values['task']['name']} {values['role']}, sparsity {sparsity}"
 
 
 def read_origin(folder: Path | None) -> dict[str, Any]:
-    """What the teacher's folder states of its licence, language and base model; nothing is guessed."""
+    """What a model's folder states of its licence, language and base model; nothing is guessed."""
     if folder is None or not folder.is_dir():
         return {}
     stated = {**_json(folder / "config.json"), **_front_matter(folder / CARD)}
@@ -126,9 +143,9 @@ def read_origin(folder: Path | None) -> dict[str, Any]:
 
 
 def _base_model(values: Mapping[str, Any], origin: Mapping[str, Any]) -> dict[str, Any]:
-    """The teacher where it has a hub's name, else what its own card says that it was made of."""
-    name = values["teacher"]["model"]
-    if values.get("teacher_folder") is None and _is_hub_name(name):
+    """The origin where it has a hub's name, else what its own card says that it was made of."""
+    name = origin_of(values)
+    if values.get("origin_folder") is None and _is_hub_name(name):
         return {"base_model": name}
     return {"base_model": origin["base_model"]} if "base_model" in origin else {}
 

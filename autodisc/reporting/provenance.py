@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from autodisc.reporting.records import Record
 
 _MACHINE = ("hardware", "cpus", "threads", "device", "precision")
 _VERSIONS = ("autodisc", "torch", "transformers", "revision")
+_PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/\s]*@")
 _CAVEAT_KEYS = 6  # settings named in one caveat; the rest is in the records
 
 
@@ -33,8 +35,8 @@ def provenance(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
 
 
 def configuration(config: dict[str, Any]) -> tuple[tuple[str, str], ...]:
-    """Every setting as ``search.lam`` and its value."""
-    return tuple((key, _text(value)) for key, value in flatten(config).items())
+    """Every setting as ``search.lam`` and its value; of a storage's URL without its password."""
+    return tuple((key, _PASSWORD.sub(r"\1…@", _text(value))) for key, value in flatten(config).items())
 
 
 def caveats(records: Sequence[Record]) -> tuple[str, ...]:

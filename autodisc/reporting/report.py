@@ -1,4 +1,8 @@
-"""The report: one HTML page that opens offline, and a Markdown summary beside it.
+"""The report: one HTML page that opens offline, a Markdown summary, pictures and tables as files of their own.
+
+    out.html    the page, and out.md beside it
+    out.md      the Markdown alone
+    out         a folder: report.html, report.md with its pictures, figures/*.png, tables/*.csv
 
 plotly.js is inlined once; the page's own policy forbids every request. Names from outside are text,
 never markup. Opens a finished study without torch.
@@ -6,7 +10,7 @@ never markup. Opens a finished study without torch.
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -14,38 +18,21 @@ from pathlib import Path
 from typing import Protocol
 
 import jinja2
-import plotly.graph_objects as go
 import plotly.offline
 
 from autodisc.errors import UserError
-from autodisc.reporting import figure_data, figures, units
-from autodisc.reporting.figure_data import CostUnit, KeptUnit
+from autodisc.reporting import units
+from autodisc.reporting.drawing import draw
+from autodisc.reporting.pictures import Picture, pictures, side_by_side
 from autodisc.reporting.records import read_records
-from autodisc.reporting.rows import StudySummary, Summary
+from autodisc.reporting.rows import Summary
 from autodisc.reporting.summary import summarize
-from autodisc.reporting.tables import Table, tables
+from autodisc.reporting.table_files import study_tables
+from autodisc.reporting.tables import Table, overview_table, tables
 from autodisc.reporting.texts import markdown_table, md, replace_all
 
 PROJECT = "autodisc"
-UNITS: tuple[tuple[CostUnit, str], ...] = (("seconds", "wall time"), ("flops", "FLOPs"))
-KEPT: tuple[KeptUnit, ...] = ("heads", "neurons")
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure with its words for those who do not see it; ``wide`` takes the page's whole width."""
-
-    title: str
-    caption: str
-    alternative: str
-    figure: go.Figure
-    wide: bool = False
-
-    @property
-    def json(self) -> str:
-        """For a script element: no character in it can end the element."""
-        text = json.dumps(json.loads(self.figure.to_json()), separators=(",", ":"))
-        return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+PAGE, TEXT, FIGURES, TABLES = "report.html", "report.md", "figures", "tables"
 
 
 class Told(Protocol):
@@ -72,137 +59,126 @@ class Part:
     study: Told
     tables: tuple[Table, ...]
     pictures: tuple[Picture, ...] = ()
+    headline: str = ""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What stands above the studies where there are several."""
+
+    table: Table
+    picture: Picture | None
 
 
 def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None) -> Summary:
-    """Write ``out`` (HTML) and the Markdown beside it from the records in ``folders``; nothing on error."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"out: got {out}; expected a file name that ends in .html (the .md is written beside it)")
+    """Write ``out``, by its suffix, from the records in ``folders``; nothing on error."""
+    suffix = out.suffix.lower()
+    if suffix not in (".html", ".htm", ".md", ""):
+        raise UserError(
+            f"out: got {out}; expected a name that ends in .html (the .md is written beside it) or in .md, or a folder,"
+            " which gets both, the pictures as PNG and the tables as CSV"
+        )
     if lam is not None and not lam >= 0.0:
         raise UserError(f"lam: got {lam}; expected a number of at least 0, such as the authors' 0.2")
     summary = summarize(read_records(folders), lam=lam)
-    texts = {out: render_html(summary), out.with_suffix(".md"): render_markdown(summary)}
+    files: dict[Path, str | bytes]
+    if suffix == ".md":
+        files = {out: render_markdown(summary)}
+    elif suffix:
+        files = {out: render_html(summary), out.with_suffix(".md"): render_markdown(summary)}
+    else:
+        files = {out / name: content for name, content in render_folder(summary).items()}
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        replace_all(texts)
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_all(files)
     except OSError as error:
         raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
     return summary
 
 
+def page_of(out: Path) -> Path:
+    """The file to open first of what ``write_report`` wrote."""
+    return out if out.suffix else out / PAGE
+
+
 def render_html(summary: Summary) -> str:
-    return page(_title(summary), [Part(study, tables(study), pictures(study)) for study in summary.studies])
+    return page(title_of(summary), _parts(summary, drawn=True), overview=_overview(summary))
 
 
 def render_markdown(summary: Summary) -> str:
-    return text(_title(summary), [Part(study, tables(study)) for study in summary.studies])
+    return text(title_of(summary), _parts(summary, drawn=False), overview=_overview(summary))
 
 
-def page(title: str, parts: Sequence[Part]) -> str:
+def render_folder(summary: Summary) -> dict[str, str | bytes]:
+    """Every file of the folder by its path in it."""
+    parts, overview = _parts(summary, drawn=True), _overview(summary)
+    drawn = [picture for part in parts for picture in part.pictures]
+    if overview is not None and overview.picture is not None:
+        drawn.append(overview.picture)
+    names = {id(picture): f"{FIGURES}/{number:02d}-{_slug(picture.title)}.png" for number, picture in enumerate(drawn)}
+    files: dict[str, str | bytes] = {names[id(picture)]: draw(picture.figure) for picture in drawn}
+    files |= {f"{TABLES}/{name}.csv": rows for name, rows in study_tables(summary.studies).items()}
+    files[PAGE] = page(title_of(summary), parts, overview=overview)
+    files[TEXT] = text(title_of(summary), parts, overview=overview, files=names)
+    return files
+
+
+def page(title: str, parts: Sequence[Part], *, overview: Overview | None = None) -> str:
     """HTML that is complete in itself."""
     template = _environment().get_template("report.html.j2")
-    return template.render(title=title, studies=parts, plotly_js=plotly.offline.get_plotlyjs(), project=PROJECT)
+    return template.render(
+        title=title, studies=parts, overview=overview, plotly_js=plotly.offline.get_plotlyjs(), project=PROJECT
+    )
 
 
-def text(title: str, parts: Sequence[Part]) -> str:
-    """Markdown: what the page says, without the pictures."""
+def text(
+    title: str, parts: Sequence[Part], *, overview: Overview | None = None, files: dict[int, str] | None = None
+) -> str:
+    """Markdown: what the page says; with the pictures where ``files`` says by their ``id`` where they lie."""
     written = [f"# {md(title)}"]
+    if overview is not None:
+        written += [*_images([overview.picture], files), markdown_table(overview.table)]
     for part in parts:
         study = part.study
         if len(parts) > 1:
             written.append(f"## {md(study_title(study))}")
+        if part.headline:
+            written.append(f"**{md(part.headline)}**")
         written.append("\n".join(md(sentence) + "  " for sentence in study.verdict).rstrip())
         for heading, sentences in (("What speaks against it", study.against), ("Caveats", study.caveats)):
             if sentences:
                 written.append(f"**{heading}**\n\n" + "\n".join(f"- {md(sentence)}" for sentence in sentences))
+        written += _images(part.pictures, files)
         written += [markdown_table(table) for table in part.tables]
     return "\n\n".join(written) + "\n"
+
+
+def _images(shown: Sequence[Picture | None], files: dict[int, str] | None) -> list[str]:
+    if files is None:
+        return []
+    return [f"![{md(one.title)}: {md(one.alternative)}]({files[id(one)]})" for one in shown if one is not None]
+
+
+def _parts(summary: Summary, *, drawn: bool) -> list[Part]:
+    return [Part(study, tables(study), pictures(study) if drawn else (), study.headline) for study in summary.studies]
+
+
+def _overview(summary: Summary) -> Overview | None:
+    if len(summary.studies) < 2:
+        return None
+    return Overview(overview_table(summary.studies), side_by_side(summary.studies))
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower().replace("λ", "lambda")).strip("-")
 
 
 def study_title(study: Told) -> str:
     return f"{study.name}: {study.task}, student of sparsity {units.plain(study.student_sparsity)}"
 
 
-def pictures(study: StudySummary) -> tuple[Picture, ...]:
-    """The pictures that the study's records can fill, each with its text alternative."""
-    found: list[Picture] = []
-    if (curve := figure_data.study_tradeoff(study)) is not None:
-        found.append(
-            Picture(
-                "Which teacher assistant",
-                f"The assistant's metric falls with sparsity; the tradeoff adds λ·sparsity"
-                f" (λ = {units.plain(study.lam)}). Bars are one standard error.",
-                "; ".join(_tradeoff_words(point) for point in curve.points)
-                + (f"; floor {curve.floor:.3f}" if curve.floor is not None else ""),
-                figures.tradeoff_figure(curve),
-                wide=True,
-            )
-        )
-    for unit, word in UNITS:
-        if (cost := figure_data.cost_data(study, unit)) is not None:
-            teacher = "" if cost.teacher is None else f"; teacher {cost.teacher:.3f}"
-            found.append(
-                Picture(
-                    f"Student against cost: {word}",
-                    "Up and to the left is better. Teacher's own training is not counted; it is given.",
-                    "; ".join(point.label for point in cost.students) + teacher,
-                    figures.cost_figure(cost),
-                )
-            )
-    for unit, word in UNITS:
-        if bars := figure_data.stage_data(study, unit):
-            write = units.duration if unit == "seconds" else (lambda value: units.scaled(value, "FLOPs"))
-            found.append(
-                Picture(
-                    f"Where the cost went: {word}",
-                    "Stages that run in no time are too thin to see; the table below has them all.",
-                    "; ".join(f"{bar.strategy}, {bar.stage}: {write(bar.cost)}" for bar in bars),
-                    figures.stage_figure(bars, unit=unit),
-                )
-            )
-    for name in KEPT:
-        if (kept := figure_data.kept_data(study, name)) is not None:
-            columns = zip(kept.sparsities, zip(*kept.kept, strict=True), strict=True)
-            found.append(
-                Picture(
-                    f"Kept {name} by layer",
-                    "Layer 0 is next to the embeddings.",
-                    "; ".join(
-                        f"sparsity {units.plain(sparsity)}: {', '.join(map(str, column))}"
-                        for sparsity, column in columns
-                    ),
-                    figures.kept_figure(kept),
-                )
-            )
-    return (*found, *_curve_pictures(study))
-
-
-def _curve_pictures(study: StudySummary) -> list[Picture]:
-    curves = figure_data.curve_data(study)
-    hidden = any(curve.strategy != "autodisc" for curve in curves)
-    caption = "Other strategies' curves appear when their legend entry is chosen." if hidden else ""
-    found = []
-    if any(loss is not None for curve in curves for loss in curve.losses):
-        words = [
-            f"{c.strategy}, {c.stage}: {units.fixed(c.losses[0])} to {units.fixed(c.losses[-1])} in {c.steps[-1]} steps"
-            for c in curves
-        ]
-        figure = figures.curve_figure(curves, quantity="training loss")
-        found.append(Picture("Learning curves: loss", caption, "; ".join(words), figure))
-    if any(curve.metrics for curve in curves):
-        words = [f"{c.strategy}, {c.stage}: at best {max(c.metrics):.3f}" for c in curves if c.metrics]
-        figure = figures.curve_figure(curves, quantity="validation metric")
-        found.append(Picture("Learning curves: validation metric", caption, "; ".join(words), figure))
-    return found
-
-
-def _tradeoff_words(point: figure_data.TradeoffPoint) -> str:
-    state = "chosen" if point.chosen else ("" if point.feasible else "infeasible")
-    text = f"sparsity {units.plain(point.sparsity)}: metric {point.metric:.3f}, tradeoff {point.tradeoff:.3f}"
-    return f"{text} ({state})" if state else text
-
-
-def _title(summary: Summary) -> str:
+def title_of(summary: Summary) -> str:
     if len(summary.studies) == 1:
         return study_title(summary.studies[0])
     return f"{PROJECT}: {units.plural(len(summary.studies), 'study').replace('studys', 'studies')}"

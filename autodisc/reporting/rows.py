@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from autodisc.reporting.answers import Answers
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,10 @@ class StudySummary:
     shares: Shares
     costs: tuple[CostRow, ...]
     curves: tuple[Curve, ...]
+    answers: Answers = field(default_factory=Answers)  # of the newest distillation's models
+    assistant_metric: float | None = None  # distilled, on validation
+    projected_flops: float | None = None  # of maxidisc, reckoned by the search before any of it was run
+    headline: str = ""
     verdict: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from autodisc.reporting.answers import answers
 from autodisc.reporting.provenance import caveats, configuration, provenance
 from autodisc.reporting.records import Record, latest
 from autodisc.reporting.rows import (
@@ -23,7 +24,7 @@ from autodisc.reporting.rows import (
     Summary,
     TrialRow,
 )
-from autodisc.reporting.verdict import against, verdict
+from autodisc.reporting.verdict import against, headline, verdict
 from autodisc.search.tradeoff import Score, best, tradeoff
 
 BASELINES = ("maxidisc", "direct")
@@ -170,10 +171,19 @@ def _summarize(group: _Group, asked_lam: float | None) -> StudySummary:
         shares=_shares(group),
         costs=tuple(row for record in group.all for row in _cost_rows(record)),
         curves=tuple(row for record in group.all for row in _curves(record)),
+        answers=answers(distill),
+        assistant_metric=distill.result["assistant"]["metric"] if distill else None,
+        projected_flops=search.result.get("projected_flops") if search else None,
         provenance=provenance(group.all),
         configuration=configuration(lead["config"]),
     )
-    return dataclasses.replace(summary, verdict=verdict(summary), against=against(summary), caveats=caveats(group.all))
+    return dataclasses.replace(
+        summary,
+        headline=headline(summary),
+        verdict=verdict(summary),
+        against=against(summary),
+        caveats=caveats(group.all),
+    )
 
 
 def _trial_row(trial: dict[str, Any], lam: float | None) -> TrialRow:

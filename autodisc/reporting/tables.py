@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from autodisc.reporting import units
+from autodisc.reporting.answers import Answers
 from autodisc.reporting.rows import BaselineTrialRow, StrategyRow, StudySummary, TrialRow
+
+MOST_CLASSES = 12  # of a table that is not folded away, and of a confusion table
+LONG = 60  # rows beyond which a table is folded
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,34 @@ def tables(study: StudySummary) -> tuple[Table, ...]:
         strategy_table(study.strategies),
         trial_table(study),
         baseline_table(study.baseline_trials),
+        *answer_tables(study.answers),
         _cost_table(study),
         Table("Provenance", ("what", "value"), study.provenance, words=(0, 1), folded=True),
         Table("Configuration", ("setting", "value"), study.configuration, words=(0, 1), folded=True),
     ]
     return tuple(table for table in found if table.rows)
+
+
+def overview_table(studies: Sequence[StudySummary]) -> Table:
+    """A row a study: what it chose, what came of it, what it cost."""
+    columns = ("study", "task", "student's sparsity", "TA", "student", "teacher", "split", "time", "FLOPs")
+    rows = []
+    for study in studies:
+        ours = study.strategy("autodisc") or StrategyRow("autodisc")
+        rows.append(
+            (
+                study.name,
+                study.task,
+                units.plain(study.student_sparsity),
+                units.plain(ours.assistant_sparsity),
+                units.plus_minus(ours.metric, ours.standard_error),
+                units.fixed(study.teacher_metric),
+                ours.split or units.NONE,
+                units.duration(ours.seconds),
+                units.scaled(ours.flops),
+            )
+        )
+    return Table("Studies side by side: autodisc's students", columns, tuple(rows), words=(0, 1, 6))
 
 
 def strategy_table(strategies: tuple[StrategyRow, ...]) -> Table:
@@ -107,7 +135,7 @@ def trials_as_table(rows: tuple[TrialRow, ...], *, lam: float | None, marked: in
         for i, row in enumerate(rows)
     )
     title = "Candidates" if lam is None else f"Candidates at λ = {units.plain(lam)}"
-    return Table(title, columns, texts, words=(8,), marked=marked)
+    return Table(title, columns, texts, words=(8,), marked=marked, folded=len(texts) > LONG)
 
 
 def baseline_table(rows: tuple[BaselineTrialRow, ...]) -> Table:
@@ -125,6 +153,61 @@ def baseline_table(rows: tuple[BaselineTrialRow, ...]) -> Table:
         for row in rows
     )
     return Table("Baseline trials: sparsity of the TA, metrics on validation", columns, texts, words=(0, 6))
+
+
+def answer_tables(known: Answers) -> tuple[Table, ...]:
+    """Classes, confusions, examples of difference and latencies of what was distilled."""
+    classes = tuple(
+        (
+            row.label,
+            row.role,
+            str(row.examples),
+            units.fixed(row.precision),
+            units.fixed(row.recall),
+            units.fixed(row.f1),
+        )
+        for row in sorted(known.classes, key=lambda row: known.labels.index(row.label))
+    )
+    many = len(known.labels) > MOST_CLASSES
+    confusions = tuple(
+        Table(
+            f"Confusions of the {role}: rows are labels, columns what it says",
+            ("label", *known.labels),
+            tuple((label, *map(str, counts)) for label, counts in zip(known.labels, table, strict=True)),
+            folded=True,
+        )
+        for role, table in known.confusions
+        if not many
+    )
+    examples = tuple(
+        (one.text, one.label, one.teacher, one.student, units.fixed(one.confidence, 2)) for one in known.examples
+    )
+    latency = tuple(
+        (row.setting, *(units.fixed(ms, 2) for ms in (row.teacher, row.assistant, row.student)))
+        for row in known.latency
+    )
+    columns = ("text, as the models read it", "label", "teacher says", "student says", "its confidence")
+    return (
+        Table("Latency: median ms a forward", ("setting", "teacher", "assistant", "student"), latency),
+        Table(
+            "Class by class, on the final split",
+            ("class", "model", "examples", "precision", "recall", "F1"),
+            classes,
+            words=(0, 1),
+            folded=len(classes) > 3 * MOST_CLASSES,
+        ),
+        *confusions,
+        Table(_differing(known), columns, examples, words=(0, 1, 2, 3)),
+    )
+
+
+def _differing(known: Answers) -> str:
+    title = "Where the student differs from its teacher"
+    if not known.counts:
+        return title
+    apart = sum(count for _, count in known.counts)
+    parts = ", ".join(f"{name} in {count}" for name, count in known.counts)
+    return f"{title}: {apart} of {known.of} examples ({parts}); {len(known.examples)} of them"
 
 
 def _cost_table(study: StudySummary) -> Table:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
@@ -24,9 +26,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from autodisc.costs import Cost
 from autodisc.progress import Bar, Progress, Silent
 from autodisc.reporting import units
 from autodisc.reporting.bench import bench_tables
+from autodisc.reporting.events import EventProgress
 from autodisc.reporting.rows import StrategyRow, Summary
 from autodisc.reporting.summary import baseline_rows, trial_rows
 from autodisc.reporting.tables import Table, baseline_table, strategy_table, trial_table, trials_as_table
@@ -35,8 +39,25 @@ from autodisc.search.budgets import said
 PIPE_WIDTH = 160  # columns
 
 
-def terminal_progress(*, quiet: bool = False) -> Progress:
-    return Silent() if quiet else RichProgress()
+def terminal_progress(*, quiet: bool = False, json: bool = False) -> Progress:
+    """Bars on a terminal, lines elsewhere; with ``json`` an event a line."""
+    if quiet:
+        return Silent()
+    return EventProgress() if json else RichProgress()
+
+
+class _CostColumn(ProgressColumn):
+    """The run's FLOPs so far, all its stages together."""
+
+    max_refresh = 1.0
+
+    def __init__(self, cost: Callable[[], Cost]) -> None:
+        super().__init__()
+        self._cost = cost
+
+    def render(self, task: Task) -> Text:
+        flops = self._cost().flops
+        return Text(units.scaled(flops, "FLOPs") if flops else "", style="dim")
 
 
 class _TerminalBar:
@@ -77,6 +98,7 @@ class RichProgress:
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
+        self._cost: Callable[[], Cost] = Cost
 
     @contextlib.contextmanager
     def stage(self, name: str, total: int | None) -> Iterator[Bar]:
@@ -105,6 +127,9 @@ class RichProgress:
     def say(self, text: str) -> None:
         self._console.print(text)
 
+    def spending(self, cost: Callable[[], Cost]) -> None:
+        self._cost = cost
+
     def _start(self) -> Bars:
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
@@ -114,10 +139,15 @@ class RichProgress:
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[note]}", markup=False),
+            _CostColumn(lambda: self._cost()),
             console=self._console,
         )
         self._bars.start()
         return self._bars
+
+
+def print_work(result: dict[str, Any]) -> None:
+    print(f"{result['study']}: {result['trials']} trials here, {result['completed']} done in all")
 
 
 def print_search(result: dict[str, Any], *, console: Console | None = None) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import os
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autodisc.reporting.tables import Table
 
@@ -26,15 +30,25 @@ def markdown_table(table: Table) -> str:
     return "\n".join([*title, head, rule, *rows])
 
 
-def replace_all(texts: dict[Path, str]) -> None:
+def csv_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Rows under all the columns that one of them has."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def replace_all(texts: Mapping[Path, str | bytes]) -> None:
     """Write every file beside its place first, then put all in place: a full disk leaves what was there."""
     ready: list[tuple[str, Path]] = []
     try:
         for path, text in texts.items():
             handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
             ready.append((temporary, path))
-            with open(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with open(handle, "wb") as file:
+                file.write(text.encode() if isinstance(text, str) else text)
             os.chmod(temporary, 0o644)
         for temporary, path in ready:
             os.replace(temporary, path)

@@ -7,14 +7,35 @@ combined error takes the two students as independent, which on shared examples e
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from autodisc.reporting import units
-from autodisc.reporting.rows import Choice, Shares, StrategyRow, StudySummary
+from autodisc.reporting.rows import Choice, Shares, StrategyRow, StudySummary, TrialRow
 
 NOISE = 2.0  # standard errors, some 95 %
 SEARCH_TARGET = 0.05  # of maxidisc's cost: autodisc's claim, as are the two below
 SCHEDULE_TARGET = 0.20
 STUDENT_TARGET = 0.005  # metric below maxidisc's student
+
+
+def headline(study: StudySummary) -> str:
+    """The answer in one sentence, where there is a student; the sentences of ``verdict`` are its grounds."""
+    ours = study.strategy("autodisc")
+    if ours is None or ours.metric is None:
+        return ""
+    text = (
+        f"A student of {units.plain(round(1 - study.student_sparsity, 6))} of the teacher's scale reaches"
+        f" {study.metric_name} {units.plus_minus(ours.metric, ours.standard_error)} on {ours.split}"
+    )
+    if study.teacher_metric is not None:
+        text += f" (teacher {study.teacher_metric:.3f})"
+    if ours.assistant_sparsity is not None:
+        text += f", through an assistant of scale {units.plain(round(1 - ours.assistant_sparsity, 6))}"
+        if study.shares.search_seconds is not None:
+            text += (
+                f" that the search found in {units.share(study.shares.search_seconds)} of the exhaustive search's time"
+            )
+    return text + "."
 
 
 def verdict(study: StudySummary) -> tuple[str, ...]:
@@ -198,8 +219,7 @@ def _trial_findings(study: StudySummary) -> list[str]:
         found.append(f"{len(lost)} of {units.plural(len(study.baseline_trials), 'baseline trial')} failed.")
     infeasible = [row for row in study.trials if not row.failed and not row.feasible]
     if infeasible:
-        sparsities = ", ".join(units.plain(row.sparsity) for row in infeasible)
-        found.append(f"Infeasible, since they did not leave the floor: sparsity {sparsities}.")
+        found.append(f"Infeasible, since they did not leave the floor: sparsity {_listed(infeasible)}.")
     choice = study.shown
     if choice is None:
         return found
@@ -212,12 +232,17 @@ def _trial_findings(study: StudySummary) -> list[str]:
         and choice.tradeoff - row.tradeoff <= choice.standard_error
     ]
     if near:
-        sparsities = ", ".join(units.plain(row.sparsity) for row in near)
         found.append(
-            f"The tradeoff of sparsity {sparsities} lies within one standard error of the chosen one's: this"
+            f"The tradeoff of sparsity {_listed(near)} lies within one standard error of the chosen one's: this"
             " validation set cannot tell them apart."
         )
     visited = [row.sparsity for row in study.trials if row.sparsity is not None and not row.failed]
     if len(visited) > 1 and choice.sparsity == max(visited):
         found.append("The choice is the sparsest candidate of the grid; the best may lie beyond it.")
     return found
+
+
+def _listed(rows: Sequence[TrialRow]) -> str:
+    """Their sparsities, the first dozen by name."""
+    more = f" and {len(rows) - 12} more" if len(rows) > 12 else ""
+    return ", ".join(units.plain(row.sparsity) for row in rows[:12]) + more

@@ -7,12 +7,14 @@ told one by one: a grid at once; of a sampled range the random start at once, th
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.config import SearchConfig
@@ -21,12 +23,25 @@ from autodisc.errors import TrainingError
 from autodisc.models.inference import evaluation_batch
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
+from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
 from autodisc.search.scorers import beside, let_go
+from autodisc.search.sharing import SharedStudy
 from autodisc.search.stopping import Judge, Standing, values_of
-from autodisc.search.storage import DONE, ERROR, ask, completed, enqueue_missing, tell, waiting
+from autodisc.search.storage import (
+    ERROR,
+    ask,
+    completed,
+    enqueue_failed,
+    enqueue_missing,
+    of_record,
+    reseed,
+    tell,
+    waiting,
+)
 from autodisc.search.students import Latency
 from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
+from autodisc.search.watching import Unwatched, Watch
 from autodisc.search.workers import apart, processes, spread
 
 STAGE = "trials"
@@ -52,38 +67,100 @@ def run_study(
     workshop: Workshop,
     *,
     latency: Latency | None = None,
+    watch: Watch | None = None,
 ) -> None:
     """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total.
 
-    With ``latency`` a trial records what is predicted of its candidate.
+    With ``latency`` a trial records what is predicted of its candidate; ``watch`` looks on.
     """
+    watch = watch or Unwatched()
     points = sorted(candidates)
-    total = config.trials or len(points)
-    sample = config.low is not None and total < len(points)
+    total, sample = _extent(config, points)
     if not sample:
-        total = min(total, len(points))
         enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
-    jobs = processes(config.jobs, workshop)
+    jobs = processes(config.jobs, workshop, backend=config.backend)
     failures = 0
     with workshop.progress.stage(STAGE, total * _batches(workshop)) as bar:
         bar.advance(min(completed(study), total) * _batches(workshop))
         while (done := completed(study)) < total and (waiting(study) or (sample and failures < total)):
             at_once = max(STARTUP - done, 1) if sample else total  # whatever the jobs: they change no choice
-            trials = ask(study, min(at_once, total - done), sample=sample)
-            asked = {trial.number: candidates[_suggest(trial, config, points)] for trial in trials}
+            trials: list[optuna.Trial] = []
+            asked: dict[int, Candidate] = {}
+            for _ in range(min(at_once, total - done)):
+                reseed(study, workshop.runtime.seed)
+                for trial in ask(study, 1, sample=sample):
+                    trials.append(trial)
+                    asked[trial.number] = candidates[_suggest(trial, config, points)]
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
-                found = _measure(opened, list(dict.fromkeys(asked.values())), judge, jobs, workshop, bar)
+                found = _measure(
+                    opened, list(dict.fromkeys(asked.values())), judge, jobs, config.backend, workshop, bar
+                )
             except Exception as error:
                 for trial in trials:
                     tell(study, trial, error)
                 raise
             let_go(opened)
+            workshop.book()  # before the trials that it paid for are told
             for trial in trials:
                 if latency is not None:
                     trial.set_user_attr(LATENCY, latency(asked[trial.number]))
-                _settle(study, trial, found[asked[trial.number]], config)
+                with workshop.ledger.stage(STAGE):  # pictures are paid for too
+                    _settle(study, trial, found[asked[trial.number]], config, watch)
             failures += sum(isinstance(found[candidate], TrainingError) for candidate in asked.values())
+            enqueue_failed(study, config.retries)
+
+
+def join_study(
+    shared: SharedStudy,
+    opened: Opened,
+    candidates: Mapping[float, Candidate],
+    config: SearchConfig,
+    workshop: Workshop,
+    *,
+    latency: Latency | None = None,
+    watch: Watch | None = None,
+) -> int:
+    """Take trials of a study that others take trials of, one at a time, until all are done; returns how many."""
+    watch = watch or Unwatched()
+    points = sorted(candidates)
+    total, sample = _extent(config, points)
+    taken = 0
+    queued = [{}] * total if sample else [{"sparsity": point} for point in points[:total]]
+    with (
+        workshop.progress.stage(STAGE, total * _batches(workshop)) as bar,
+        contextlib.closing(shared.trials(queued)) as trials,
+    ):
+        bar.advance(min(completed(shared.study), total) * _batches(workshop))
+        for trial in trials:
+            candidate = candidates[_suggest(trial, config, points)]
+            judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
+            try:
+                with workshop.ledger.stage(STAGE):
+                    (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
+            except Exception as error:
+                tell(shared.study, trial, error)
+                raise
+            let_go(opened)
+            workshop.book()  # before the trial that it paid for is told
+            try:
+                if latency is not None:
+                    trial.set_user_attr(LATENCY, latency(candidate))
+                _settle(shared.study, trial, found, config, watch)
+                taken += 1
+            except (UpdateFinishedTrialError, ValueError):
+                if shared.is_ours(trial):
+                    raise
+                workshop.progress.say(f"trial {trial.number}: no sign of this process for too long; another takes it")
+    return taken
+
+
+def _extent(config: SearchConfig, points: Sequence[float]) -> tuple[int, bool]:
+    """How many trials there are to be in all, and whether the sampler chooses their points."""
+    total = config.trials or len(points)
+    if config.low is not None and total < len(points):
+        return total, True
+    return min(total, len(points)), False
 
 
 def _measure(
@@ -91,16 +168,17 @@ def _measure(
     candidates: Sequence[Candidate],
     judge: Judge | None,
     jobs: int,
+    backend: str,
     workshop: Workshop,
     bar: Bar,
 ) -> dict[Candidate, Outcome]:
     """Every candidate in one pass, or, with several processes, in one pass of each process."""
-    if jobs == 1 or len(candidates) == 1:
+    if (jobs == 1 and backend == LOCAL) or len(candidates) == 1:
         with workshop.ledger.stage(STAGE):
             return dict(zip(candidates, evaluate(opened, candidates, workshop, judge=judge, bar=bar), strict=True))
     found: dict[Candidate, Outcome] = {}
     parts = [tuple(candidates[number::jobs]) for number in range(min(jobs, len(candidates)))]
-    for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop):
+    for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop, backend=backend):
         if isinstance(outcome, Exception) and not isinstance(outcome, TrainingError):
             raise outcome
         each = [outcome] * len(part) if isinstance(outcome, TrainingError) else outcome
@@ -126,10 +204,11 @@ def _batches(workshop: Workshop) -> int:
     return -(-len(task.validation) // evaluation_batch(task.validation, task))
 
 
-def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig) -> None:
+def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: SearchConfig, watch: Watch) -> None:
     """Record what a trial measured, or why it could not, and end it."""
     if isinstance(outcome, TrainingError):
-        return tell(study, trial, outcome)
+        tell(study, trial, outcome)
+        return watch.told()
     for step, value in enumerate(outcome.values):
         trial.report(value, step)
     lacks = infeasibility(outcome.score, config.margin)
@@ -138,7 +217,9 @@ def _settle(study: optuna.Study, trial: optuna.Trial, outcome: Outcome, config: 
     for name, attribute in _attributes(outcome).items():
         trial.set_user_attr(name, attribute)
     value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
+    watch.measured(trial, outcome.confusion)
     tell(study, trial, None if outcome.stopped else value)
+    watch.told()
 
 
 def _standings(study: optuna.Study) -> Iterator[Standing]:
@@ -151,11 +232,9 @@ def _standings(study: optuna.Study) -> Iterator[Standing]:
 def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) -> dict[str, Any]:
     """The study as plain numbers: the chosen trial (None when none is feasible) and every trial, by sparsity.
 
-    A trial that failed or was interrupted is left out where its point was measured after all.
+    A trial that failed or was cut short is left out where its point was tried again.
     """
-    finished = [_row(t, config) for t in study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))]
-    measured = {row["sparsity"] for row in finished if row["state"] != "FAIL"}
-    rows = [row for row in finished if row["state"] != "FAIL" or row["sparsity"] not in measured]
+    rows = [_row(trial, config) for trial in of_record(study)]
     rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))
     done = [row for row in rows if row["state"] == "COMPLETE"]
     chosen = best([Score(*(row[name] for name in SCORE)) for row in done], config.lam, config.margin)

@@ -24,6 +24,7 @@ from autodisc.progress import Bar
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.stopping import Judge, Standing, step_ends, step_values
 from autodisc.search.tradeoff import Score
+from autodisc.tasks.answers import confusion
 from autodisc.tasks.batches import Batch, batches
 
 Opened = Callable[[Candidate], AbstractContextManager[PreTrainedModel]]  # a model that runs as a candidate
@@ -44,6 +45,7 @@ class Measured:
     seconds: float
     values: tuple[float, ...] = ()
     stopped: bool = False
+    confusion: list[list[int]] | None = None  # of a classification: examples by label and prediction
 
 
 Outcome = Measured | TrainingError
@@ -111,17 +113,21 @@ class _Pass:
         self.seconds += time.perf_counter() - since
 
     def score(self) -> Score:
-        """On the examples seen, in the split's order."""
-        task, rows = self.workshop.task, np.concatenate(self.rows)
-        order = np.argsort(rows)
-        labels = task.validation.labels[rows[order]]
-        predictions = np.concatenate(self.said)[order]
+        """On the examples seen."""
+        task = self.workshop.task
+        predictions, labels = self.answers()
         return Score(
             sparsity=self.candidate.sparsity,
             metric=task.metric.score(predictions, labels),
             floor=task.metric.floor(labels),
             standard_error=task.metric.standard_error(predictions, labels, self.workshop.runtime.seed),
         )
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions and labels of the examples seen, in the split's order."""
+        task, rows = self.workshop.task, np.concatenate(self.rows)
+        order = np.argsort(rows)
+        return np.concatenate(self.said)[order], task.validation.labels[rows[order]]
 
     def values(self, ends: Sequence[int], lam: float) -> tuple[float, ...]:
         """Of the steps that end after so many batches."""
@@ -139,12 +145,14 @@ class _Pass:
         try:
             score = self.score()
             values = self.values(seen, judge.lam) if judge is not None else ()
+            task = self.workshop.task
+            table = confusion(*self.answers(), task.num_labels) if task.kind == "classification" else None
         except TrainingError as error:
             return error
         examples = sum(len(rows) for rows in self.rows)
         self.seconds += time.perf_counter() - since
         return Measured(
-            self.candidate, score, examples, self.params, self.flops.macs, self.seconds, values, self.stopped
+            self.candidate, score, examples, self.params, self.flops.macs, self.seconds, values, self.stopped, table
         )
 
 

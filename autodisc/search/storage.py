@@ -4,44 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.study import Study as Study  # for those outside this door
+from optuna.trial import FrozenTrial, TrialState
 
-from autodisc.errors import StudyError
+from autodisc.errors import DivergedError, StudyError, one_line
+from autodisc.search.patience import open_database
+from autodisc.urls import public, redacted, with_password
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
+DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
+Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-def open_storage(storage: str) -> optuna.storages.BaseStorage:
-    """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had."""
+def open_storage(
+    storage: str, *, say: Say = lambda text: None, heartbeat_s: int | None = None, wait_s: float = 0.0
+) -> optuna.storages.BaseStorage:
+    """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had.
+
+    With ``heartbeat_s`` a database's trials show that their processes live; it may take ``wait_s`` to be reachable.
+    """
     try:
         if storage.endswith(".log"):
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
             return JournalStorage(JournalFileBackend(storage))
-        return optuna.storages.get_storage(storage)
-    except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
-        reason = " ".join(str(error).split())[:160]
+        return open_database(with_password(storage), say, heartbeat_s=heartbeat_s, wait_s=wait_s)
+    except ModuleNotFoundError as error:
         raise StudyError(
-            f"search.storage: '{storage}' cannot be opened ({reason}); give an Optuna storage URL"
-        ) from error
+            f"search.storage: '{public(storage)}' needs the package {error.name}; pip install 'autodisc[postgresql]'"
+            " or 'autodisc[mysql]', or name another driver in the URL"
+        ) from None
+    except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
+        reason = redacted(one_line(error), storage)
+        shown = public(storage)
+    # Not from the error, whose traceback and arguments may hold the URL.
+    raise StudyError(f"search.storage: '{shown}' cannot be opened ({reason}); give an Optuna storage URL")
 
 
-def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any], metric_name: str) -> optuna.Study:
+def open_study(
+    name: str,
+    storage: str,
+    *,
+    seed: int,
+    fingerprint: dict[str, Any],
+    metric_name: str,
+    say: Say = lambda text: None,
+    heartbeat_s: int | None = None,
+) -> optuna.Study:
     """Create a study, or go on with it; raises StudyError when it was made with another configuration.
 
-    The TPE sampler's seed advances with the finished trials: a sampler made again from the same seed would
-    repeat its first points.
+    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them.
     """
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        opened = open_storage(storage)
+        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
         if recorded is None:
@@ -54,26 +79,66 @@ def open_study(name: str, storage: str, *, seed: int, fingerprint: dict[str, Any
                 f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
                 " or another name: --set name=NAME."
             )
-        close_stale(study)
-        finished = sum(t.state.is_finished() for t in study.trials)
-        study.sampler = optuna.samplers.TPESampler(seed=seed + finished)
+        if heartbeat_s is None and SHARED in study.user_attrs:
+            raise StudyError(
+                f"study '{name}': others may be at work on it; give --storage {public(storage)}, as before"
+            )
+        if heartbeat_s is None:
+            close_stale(study)
+        reseed(study, seed)
     return study
+
+
+def load_study(name: str, storage: str) -> optuna.Study:
+    """A study that exists; raises StudyError where it does not."""
+    if storage.endswith(".log") and not Path(storage).is_file():
+        raise StudyError(f"search.storage: {storage} is gone, and with it the study '{name}'")
+    try:
+        return optuna.load_study(study_name=name, storage=open_storage(storage))
+    except KeyError:
+        raise StudyError(f"search.storage: {storage} holds no study named '{name}'") from None
+
+
+def reseed(study: optuna.Study, seed: int) -> None:
+    """Give the next trial a sampler of its own, by the seed and the trials before it.
+
+    One sampler for all of them would repeat its first points when a study goes on; so a study that was stopped visits
+    what one that was not does. Trials that were cut short do not count: their points are queued again.
+    """
+    before = study.get_trials(deepcopy=False)
+    place = sum(
+        t.state is not TrialState.WAITING and (t.state is not TrialState.FAIL or ERROR in t.user_attrs) for t in before
+    )
+    own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
+    study.sampler = optuna.samplers.TPESampler(seed=own)
 
 
 def close_stale(study: optuna.Study) -> None:
     """Fail trials that a killed process left running, and queue their points again."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params)
+        if point := _point(trial):
+            study.enqueue_trial(point)
+
+
+def enqueue_failed(study: optuna.Study, retries: int) -> None:
+    """Queue again what failed, up to so many times a point; not what would end the same."""
+    trials = study.get_trials(deepcopy=False)
+    others = [_point(t) for t in trials if t.state is not TrialState.FAIL]
+    failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+    for point in {tuple(_point(t).items()): _point(t) for t in failed}.values():
+        tries = [t for t in failed if _point(t) == point]
+        if point not in others and len(tries) <= retries and not any(DIVERGED in t.user_attrs for t in tries):
+            study.enqueue_trial(point)
+
+
+def _point(trial: FrozenTrial) -> dict[str, float]:
+    return trial.params or trial.system_attrs.get("fixed_params", {})
 
 
 def enqueue_missing(study: optuna.Study, points: list[dict[str, float]]) -> None:
     """Queue the points that no finished or waiting trial has: a grid without Optuna's own, which skips failures."""
-    taken = [
-        trial.params or trial.system_attrs.get("fixed_params", {})
-        for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))
-    ]
+    taken = [_point(trial) for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))]
     for point in points:
         if point not in taken:
             study.enqueue_trial(point)
@@ -93,6 +158,8 @@ def tell(study: optuna.Study, trial: optuna.Trial, outcome: float | Exception | 
             study.tell(trial, state=TrialState.PRUNED)
         elif isinstance(outcome, Exception):
             trial.set_user_attr(ERROR, " ".join(str(outcome).split()))
+            if isinstance(outcome, DivergedError):
+                trial.set_user_attr(DIVERGED, True)
             study.tell(trial, state=TrialState.FAIL)
         else:
             study.tell(trial, outcome)
@@ -101,6 +168,17 @@ def tell(study: optuna.Study, trial: optuna.Trial, outcome: float | Exception | 
 def completed(study: optuna.Study) -> int:
     """Trials that need not be run again, those that were stopped early included."""
     return len(study.get_trials(deepcopy=False, states=DONE))
+
+
+def of_record(study: optuna.Study) -> list[FrozenTrial]:
+    """The trials that a result tells of: those that are done, and of each point that is not the last that failed, or
+    was cut short where none failed."""
+    trials = study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))
+    done = [t for t in trials if t.state in DONE]
+    measured = [_point(t) for t in done]
+    cut_short_first = sorted((t for t in trials if t.state is TrialState.FAIL), key=lambda t: ERROR in t.user_attrs)
+    failed = {tuple(_point(t).items()): t for t in cut_short_first}
+    return [*done, *(t for t in failed.values() if _point(t) not in measured)]
 
 
 def waiting(study: optuna.Study) -> int:

@@ -43,3 +43,23 @@ def best(scores: Sequence[Score], lam: float, margin: float = 1.0) -> int | None
     if not feasible:
         return None
     return max(feasible, key=lambda i: (tradeoff(scores[i].metric, scores[i].sparsity, lam), scores[i].sparsity))
+
+
+def winners(scores: Sequence[Score], margin: float = 1.0, *, highest: float = 1.0) -> list[tuple[float, float, int]]:
+    """Whom ``best`` chooses for λ from 0 to ``highest``: (from, to, index), in that order.
+
+    Tradeoffs are lines in λ, and the choice their upper envelope: it only ever moves to a sparser candidate.
+    """
+    found: list[tuple[float, float, int]] = []
+    lam, at = 0.0, best(scores, 0.0, margin)
+    sparser = [i for i, score in enumerate(scores) if score.feasible(margin)]
+    while at is not None:
+        now = scores[at]
+        sparser = [i for i in sparser if scores[i].sparsity > now.sparsity]
+        meets = [((now.metric - scores[i].metric) / (scores[i].sparsity - now.sparsity), i) for i in sparser]
+        until, following = min(meets, key=lambda meet: (meet[0], -scores[meet[1]].sparsity), default=(highest, at))
+        if until >= highest:
+            return [*found, (lam, highest, at)]
+        found.append((lam, until, at))
+        lam, at = until, following
+    return found

@@ -1,12 +1,12 @@
-"""Trials side by side: processes that share the CPU threads out among them (joblib's loky).
+"""Trials side by side: processes that share the CPU threads out among them, or those of a cluster (``backends``).
 
-A worker gets the work itself, pickled, a ledger of its own, and threads // jobs threads; so what it returns is what
-one process with so many threads computes. Only the parent asks the study, tells it, keeps files and books costs.
+A worker gets the work itself, pickled, a ledger of its own, and threads // jobs threads (a cluster's gets all of them);
+so what it returns is what one process with so many threads computes. Only the parent asks the study, tells it, keeps
+files and books costs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +14,6 @@ from typing import Any, TypeVar
 
 import joblib
 import torch
-from joblib.externals.loky import get_reusable_executor
-from joblib.externals.loky.process_executor import TerminatedWorkerError
 from transformers import PretrainedConfig, PreTrainedModel
 
 from autodisc.costs import Ledger
@@ -24,6 +22,8 @@ from autodisc.errors import TrainingError
 from autodisc.models.checkpoints import own_head, unfilled
 from autodisc.models.layouts_autodisc import Head
 from autodisc.progress import Silent
+from autodisc.runtime import Runtime
+from autodisc.search.backends import LOCAL, placed, started
 
 Key = TypeVar("Key")
 Result = TypeVar("Result")
@@ -64,18 +64,18 @@ def opened(value: Any) -> Any:
     if isinstance(value, _Parcel):
         model = unfilled(value.config, value.head)
         model.load_state_dict(value.weights)
-        return model.eval().to(value.device)
+        return model.eval().to(placed(value.device))
     if isinstance(value, Distilled):
         return replace(value, model=opened(value.model))
     return value
 
 
-def processes(jobs: int, workshop: Workshop) -> int:
-    """How many processes ``jobs`` comes to: on a CPU never more than threads."""
+def processes(jobs: int, workshop: Workshop, *, backend: str = LOCAL) -> int:
+    """How many processes ``jobs`` comes to: on this machine's CPU never more than threads."""
     threads = workshop.runtime.threads
-    if workshop.runtime.device.type != "cpu" or jobs <= threads:
+    if workshop.runtime.device.type != "cpu" or jobs <= threads or backend != LOCAL:
         return jobs
-    workshop.progress.say(f"jobs: {jobs} asked for, {threads} at a time, since there are no more threads")
+    workshop.progress.say(f"workers: {jobs} asked for, {threads} at a time, since there are no more threads")
     return threads
 
 
@@ -87,23 +87,23 @@ def apart(workshop: Workshop) -> Workshop:
 
 
 def spread(
-    work: Work[Key, Result], keys: Iterable[Key], jobs: int, workshop: Workshop
+    work: Work[Key, Result], keys: Iterable[Key], jobs: int, workshop: Workshop, *, backend: str = LOCAL
 ) -> Iterator[tuple[Key, Result | Exception]]:
     """Each key with what ``work`` returned for it or raised, as they finish; a key is taken when a process is free.
 
     Costs and the curves of the last key are the workshop's afterwards. Where a process dies, what had been started is
     done again one at a time, then the rest; a TrainingError is what comes of a key whose process dies even so.
     """
-    threads = max(1, workshop.runtime.threads // jobs)
-    started, done = list[Key](), set[Key]()
+    threads = max(1, workshop.runtime.threads // jobs) if backend == LOCAL else workshop.runtime.threads
+    asked, done = list[Key](), set[Key]()
     since = time.perf_counter()
 
     def call(key: Key) -> Any:
-        if key not in started:
-            started.append(key)
+        if key not in asked:
+            asked.append(key)
         return joblib.delayed(_run)(work, apart(workshop), key, threads)
 
-    for key, found in side_by_side(call, keys, jobs, threads):
+    for key, found in side_by_side(call, keys, jobs, threads, backend):
         if isinstance(found, TrainingError):
             yield key, found
             continue
@@ -111,24 +111,24 @@ def spread(
         now = time.perf_counter()
         workshop.ledger.merge(ledger, now - since)
         since = now
-        if not any(other in done for other in started[started.index(key) :]):
+        if not any(other in done for other in asked[asked.index(key) :]):
             workshop.curves.update(curves)
         done.add(key)
         yield key, outcome
 
 
 def side_by_side(
-    call: Callable[[Key], Any], keys: Iterable[Key], jobs: int, threads: int
+    call: Callable[[Key], Any], keys: Iterable[Key], jobs: int, threads: int, backend: str = LOCAL
 ) -> Iterator[tuple[Key, Any | TrainingError]]:
     """Each key with what ``call(key)``, a delayed call whose value starts with the key, came to; as they finish.
 
     ``call`` is asked in this process, when another is free.
     """
-    waiting, started, done = iter(keys), list[Key](), set[Key]()
+    waiting, begun, done = iter(keys), list[Key](), set[Key]()
 
     def calls(keys: Iterable[Key]) -> Iterator[Any]:
         for key in keys:
-            started.append(key)
+            begun.append(key)
             yield call(key)
 
     def finished(keys: Iterable[Key], at_once: int) -> Iterator[tuple[Key, Any]]:
@@ -137,16 +137,16 @@ def side_by_side(
             done.add(key)
             yield key, found
 
-    with joblib.parallel_config(backend="loky", inner_max_num_threads=threads), _workers_ended():
+    with started(backend, threads) as died:
         while True:
             try:
                 yield from finished(waiting, jobs)
                 return
-            except TerminatedWorkerError:
-                for key in [key for key in started if key not in done]:
+            except died:
+                for key in [key for key in begun if key not in done]:
                     try:
                         yield from finished([key], 1)
-                    except TerminatedWorkerError:
+                    except died:
                         done.add(key)
                         yield key, TrainingError("its process was ended from outside, alone too; is memory short?")
 
@@ -155,7 +155,7 @@ def _run(
     work: Work[Key, Result], workshop: Workshop, key: Key, threads: int
 ) -> tuple[Key, Result | Exception, Ledger, dict[str, Any]]:
     torch.set_num_threads(threads)
-    workshop = replace(workshop, runtime=replace(workshop.runtime, threads=threads))
+    workshop = replace(workshop, runtime=_own(workshop.runtime, threads))
     try:
         outcome: Result | Exception = work(workshop, key)
     except Exception as error:
@@ -163,10 +163,5 @@ def _run(
     return key, outcome, workshop.ledger, workshop.curves
 
 
-@contextlib.contextmanager
-def _workers_ended() -> Iterator[None]:
-    """joblib keeps idle workers, and what they hold of models, for five minutes."""
-    try:
-        yield
-    finally:
-        get_reusable_executor().shutdown(wait=True, kill_workers=True)
+def _own(runtime: Runtime, threads: int) -> Runtime:
+    return replace(runtime, threads=threads, device=placed(runtime.device))

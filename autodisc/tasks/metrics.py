@@ -20,7 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from autodisc.config import Kind, MetricName
-from autodisc.errors import TrainingError
+from autodisc.errors import DivergedError
 from autodisc.tasks.sums import RESAMPLES, SUMS, draws
 
 CORRELATIONS: tuple[MetricName, ...] = ("pearson", "spearman", "pearson_spearman")
@@ -170,7 +170,7 @@ def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
 def check_finite(values: np.ndarray, what: str) -> None:
     bad = int(np.size(values) - np.count_nonzero(np.isfinite(values)))
     if bad:
-        raise TrainingError(
+        raise DivergedError(
             f"{what}: {bad} of {np.size(values)} are not finite; the model has diverged, try a lower learning rate"
         )
 

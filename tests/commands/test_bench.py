@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
+from autodisc.errors import ModelError
+from autodisc.models import runners
 from autodisc.models.checkpoints import Kept, load_model, load_tokenizer, save_model
 from autodisc.pruning.surgery import keep
 
@@ -87,6 +90,35 @@ def test_a_compiler_that_is_not_there_leaves_the_others(autodisc, home, monkeypa
     alone = autodisc(f"{TEACHER} --runtimes compile --batches 1 --lengths 4")
     assert alone.code == 2
     assert "no C++ compiler" in alone.err
+
+
+def test_what_cannot_be_exported_leaves_the_others(autodisc, home, monkeypatch):
+    def fail(*_, **__):
+        raise ModelError("onnx: its logits differ from torch's by 1")
+
+    monkeypatch.setattr(runners, "export_onnx", fail)
+    ran = autodisc(f"{TEACHER} --runtimes onnx,eager --batches 1 --lengths 4")
+    assert ran.code == 0, ran.err
+    assert "onnx: left out; mrpc: onnx: its logits differ" in ran.out
+    assert "eager" in ran.out
+
+
+def test_a_result_that_cannot_be_kept_is_shown(autodisc, home):
+    ran = autodisc(f"{TEACHER} --runtimes eager --batches 1 --lengths 4 --out data/mrpc/train.csv/bench.json --json")
+    assert ran.code == 1
+    assert ran.json["rows"][0]["model"] == "mrpc"
+    assert "cannot be written" in ran.err.splitlines()[-1]
+
+
+def test_a_model_of_fewer_words_is_refused(autodisc, home, tiny):
+    config = tiny("bert").config
+    config.vocab_size = 40
+    save_model(AutoModelForSequenceClassification.from_config(config), load_tokenizer("teachers/mrpc"), Path("fewer"))
+    ran = autodisc(f"{TEACHER} --model fewer --runtimes eager --batches 1 --lengths 4")
+    assert ran.code == 2
+    assert "fewer knows 40 tokens, mrpc, whose tokens all are given, 60; give it first" in ran.err
+    again = autodisc("bench --model fewer --model teachers/mrpc --threads 1 --runtimes eager --batches 1 --lengths 4")
+    assert again.code == 0, again.err
 
 
 @pytest.mark.parametrize(

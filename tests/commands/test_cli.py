@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,7 @@ SMALL = (
     " --criterion first-order --importance-rounds 1 --set search.importance.examples=32 --set search.margin=0.5"
 )
 SMALL_BASELINE = SMALL.replace(" --recovery-steps 4", "")  # a search's alone
+SEARCH = f"search {TEACHER} --student-sparsity 0.9 --out runs/bad"
 COMMANDS = ["finetune", "search", "distill", "baseline", "run", "report", "dashboard", "demo", "evaluate"]
 
 
@@ -99,122 +99,6 @@ def test_without_json_a_table_is_on_standard_output_and_quiet_silences_progress(
     assert "Candidates" in ran.out
     assert ran.err == ""
     assert autodisc("report runs/a --quiet").out == "report: runs/a/report.html\n"  # of a search alone
-
-
-# Command line; what the message must name.
-SEARCH = f"search {TEACHER} --student-sparsity 0.9 --out runs/bad"
-MISTAKES = [
-    ("search --task mrpc --data data/mrpc --out runs/bad", ["teacher.model", "missing"]),
-    ("search --teacher teachers/mrpc --out runs/bad", ["task.name", "--task"]),
-    (SEARCH.replace("teachers/mrpc", "teachers/none"), ["teachers/none", "config.json"]),
-    (SEARCH.replace("teachers/mrpc", "./none"), ["./none"]),
-    (SEARCH.replace("data/mrpc", "data/none"), ["data/none", "train"]),
-    (SEARCH.replace(" --data data/mrpc", "").replace("mrpc --st", "mrcp --st"), ["mrcp", "'mrpc'"]),
-    (SEARCH.replace("--task mrpc", "--task mine"), ["metric", "--metric", "accuracy"]),
-    (f"{SEARCH} --label gold", ["gold", "sentence1", "--label"]),
-    (f"{SEARCH} --text body", ["body", "sentence1", "--text"]),
-    (SEARCH.replace("0.9", "0"), ["student_sparsity", "(0, 1)"]),
-    (SEARCH.replace("0.9", "1"), ["student_sparsity", "(0, 1)"]),
-    (SEARCH.replace("0.9", "90"), ["student_sparsity", "0.9"]),
-    (SEARCH.replace("0.9", "much"), ["student_sparsity", "much"]),
-    (f"{SEARCH} --sparsities 0.5,0.95", ["search.sparsities", "0.95", "0.9"]),
-    (f"{SEARCH} --sparsities 0.5,half", ["search.sparsities", "half"]),
-    (f"{SEARCH} --sparsities 0.5 --low 0.3 --high 0.5", ["sparsities", "low"]),
-    (f"{SEARCH} --set search.lamm=0.1", ["search.lamm", "'lam'"]),
-    (f"{SEARCH} --set search.lam", ["--set", "KEY=VALUE"]),
-    (f"{SEARCH} --metric acuracy", ["task.metric", "acuracy", "accuracy"]),
-    (f"{SEARCH} --metric pearson", ["2 outputs", "1"]),
-    (f"{SEARCH} --scorer best", ["search.scorer", "best", "recovered"]),
-    (f"{SEARCH} --lam -1", ["search.lam", "-1"]),
-    (f"{SEARCH} --epochs 0", ["distillation.epochs", "0"]),
-    (f"{SEARCH} --device tpu", ["device", "tpu", "cpu"]),
-    (f"{SEARCH} --precision fp8", ["runtime.precision", "fp8"]),
-    (f"{SEARCH} --config none.yaml", ["none.yaml"]),
-    (f"{SEARCH} --storage nosql://x", ["storage", "nosql://x"]),
-    (f"{SEARCH} --sede 1", ["--sede", "--seed"]),
-    (SEARCH.replace("runs/bad", "data/mrpc/train.csv"), ["--out", "train.csv"]),
-    (f"baseline --strategy best {SEARCH[7:]}", ["--strategy", "best", "maxidisc"]),
-    ("distill --study runs/bad", ["runs/bad", "search"]),
-    ("evaluate --model teachers/mrpc --task mrpc --data data/mrpc --split dev", ["dev", "validation"]),
-    ("report runs/bad --out runs/bad/report.html", ["runs/bad"]),
-    ("dashboard runs/bad", ["runs/bad"]),
-    ("run none.yaml", ["none.yaml"]),
-    ("serach", ["serach"]),
-]
-
-
-@pytest.mark.parametrize(("line", "named"), MISTAKES, ids=[f"{i}" for i in range(len(MISTAKES))])
-def test_a_mistake_is_one_line_that_names_it_and_exit_code_2(autodisc, home, line, named):
-    before = sorted(home.rglob("*"))
-    ran = autodisc(line)
-    assert_one_line(ran, named)
-    assert sorted(home.rglob("*")) == before
-
-
-def empty_train(home: Path) -> None:
-    (home / "data/mrpc/train.csv").write_text("sentence1,sentence2,label\n")
-
-
-def strange_label(home: Path) -> None:
-    with (home / "data/mrpc/validation.csv").open("a") as file:
-        file.write("w1,w2,maybe\n")
-
-
-def truncated_weights(home: Path) -> None:
-    weights = home / "teachers/mrpc/model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:2000])
-
-
-def unsupported_family(home: Path) -> None:
-    config = {"model_type": "gpt2", "n_layer": 1, "n_head": 2, "n_embd": 8, "vocab_size": 60}
-    (home / "teachers/mrpc/config.json").write_text(json.dumps(config))
-
-
-def no_weights(home: Path) -> None:
-    (home / "teachers/mrpc/model.safetensors").unlink()
-
-
-def no_head(home: Path) -> None:
-    shutil.rmtree(home / "teachers/mrpc")
-    from safetensors.torch import load_file, save_file
-
-    shutil.copytree(home / "models/encoder", home / "teachers/mrpc")
-    weights = home / "teachers/mrpc/model.safetensors"
-    kept = {name: value for name, value in load_file(weights).items() if not name.startswith("classifier")}
-    save_file(kept, weights, metadata={"format": "pt"})
-
-
-def no_validation(home: Path) -> None:
-    (home / "data/mrpc/validation.csv").unlink()
-
-
-SPOILT = {
-    empty_train: ["train", "empty"],
-    strange_label: ["validation row 101", "maybe"],
-    truncated_weights: ["teachers/mrpc"],
-    unsupported_family: ["gpt2", "bert"],
-    no_weights: ["teachers/mrpc"],
-    no_head: ["classifier", "finetune"],
-    no_validation: ["data/mrpc", "validation"],
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILT, ids=lambda spoil: spoil.__name__)
-def test_spoilt_data_or_models_are_one_line_and_nothing_is_written(autodisc, home, spoil):
-    spoil(home)
-    before = sorted(home.rglob("*"))
-    assert_one_line(autodisc(f"{SEARCH} --quiet"), SPOILT[spoil])
-    assert sorted(home.rglob("*")) == before
-
-
-def assert_one_line(ran, named: list[str]) -> None:
-    assert ran.code == 2, ran
-    assert ran.out == ""
-    errors = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1, ran.err
-    assert ran.err.splitlines()[-1] == errors[0]
-    for word in named:
-        assert word in errors[0]
 
 
 def test_an_unforeseen_error_is_one_line_and_debug_gives_the_traceback(autodisc, home, monkeypatch):

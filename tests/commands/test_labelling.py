@@ -81,7 +81,8 @@ def test_a_mistake_is_one_line_that_names_it_and_writes_nothing(autodisc, home, 
 
 
 def test_an_onnx_folder_is_evaluated_on_files_alone(autodisc, home):
-    (home / "teachers/mrpc/model.onnx").write_bytes(b"")
-    ran = autodisc(f"{EVALUATE} --data data/mrpc")
+    (home / "exported").mkdir()
+    (home / "exported/model.onnx").write_bytes(b"")
+    ran = autodisc("evaluate --model exported --task mrpc --data data/mrpc")
     assert ran.code == 2
     assert "--file" in ran.err

@@ -23,7 +23,7 @@ def blocks() -> list[tuple[str, str]]:
 
 def test_every_command_and_block_of_the_readme_runs(autodisc, home, monkeypatch):
     served = []
-    monkeypatch.setattr("autodisc.reporting.dashboard.serve", lambda storage, **_: served.append(storage))
+    monkeypatch.setattr("autodisc.reporting.dashboard.serve", lambda shown, **_: served.extend(shown))
     ran = []
     for language, text in blocks():
         if language == "yaml":
@@ -44,8 +44,10 @@ def test_every_command_and_block_of_the_readme_runs(autodisc, home, monkeypatch)
                 called = autodisc(line.removeprefix("autodisc ") + tiny)
                 assert called.code == 0, f"{line}\n{called.err}"
                 ran.append(line.split()[1])
-    assert served == ["runs/mrpc/journal.log"]
-    commands = "finetune search distill evaluate report baseline dashboard run compare candidates export predict bench"
+    assert [one.storage for one in served] == ["runs/mrpc/journal.log", "runs/mrpc/baseline-maxidisc/journal.log"]
+    commands = (
+        "finetune search distill evaluate report baseline status dashboard run compare candidates export predict bench"
+    )
     assert set(ran) == {"python", *commands.split()}
 
 

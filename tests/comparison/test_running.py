@@ -118,7 +118,7 @@ def test_where_preparing_fails_the_seeds_cells_are_left_out(config, tmp_path, mo
 
 
 def test_a_process_that_is_ended_from_outside_is_a_failed_cell(config, tmp_path, monkeypatch):
-    def ended(call, keys, jobs, threads):
+    def ended(call, keys, jobs, threads, backend):
         for key in keys:
             yield key, TrainingError("its process was ended from outside")
 

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from autodisc.costs import Ledger
+from autodisc.distillation.checkpointing import States
 from autodisc.distillation.losses import Totals
 from autodisc.distillation.training import Term, TrainingSettings, steps_for, train
-from autodisc.errors import TrainingError
+from autodisc.errors import DivergedError, TrainingError
 from autodisc.progress import Silent
 from autodisc.tasks.batches import Batch, number_of_batches
 
@@ -40,7 +41,9 @@ def fit(make_task, make_runtime):
     """``fit(model, steps=…, **settings)`` trains on gold labels; the state."""
     task = make_task()
 
-    def call(model, *, steps=8, seed=0, evaluate=None, objective=None, ledger=None, **changes):
+    def call(
+        model, *, steps=8, seed=0, evaluate=None, objective=None, ledger=None, states=None, progress=None, **changes
+    ):
         return train(
             model,
             objective or Labels(model),
@@ -50,8 +53,9 @@ def fit(make_task, make_runtime):
             runtime=make_runtime(seed),
             stage="toy training",
             ledger=ledger or Ledger(),
-            progress=Silent(),
+            progress=progress or Silent(),
             evaluate=evaluate,
+            states=states,
         )
 
     return call
@@ -105,11 +109,79 @@ def test_training_leaves_the_global_generator_alone(tiny, fit):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_a_loss_that_is_not_finite_names_the_stage_and_the_step(tiny, fit):
-    model = tiny()
-    with pytest.raises(TrainingError, match="toy training: the loss is nan at step 3; lower lr"):
-        fit(model, objective=Labels(model, bad_step=3))
+class BadRow(Labels):
+    """The loss is NaN whenever a batch begins with row 5."""
+
+    def terms(self, batch: Batch, totals: Totals, drawn: None) -> Iterator[Term]:
+        (term,) = super().terms(batch, totals, drawn)
+        yield Term(term.kind, lambda: term.loss() * (math.nan if batch.rows[0] == 5 else 1.0))
+
+
+def test_a_loss_that_stays_nan_ends_the_training_after_two_lower_rates(tiny, fit, make_listener):
+    model, listener = tiny(), make_listener()
+    with pytest.raises(
+        DivergedError, match=r"toy training: the loss is nan at step \d+; lower lr \(now 0.001; 0.00025"
+    ):
+        fit(model, objective=BadRow(model), progress=listener, steps=32, batch_size=1)
     assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert [line.split("lr ")[1] for line in listener.said] == ["0.0005", "0.00025"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_one_nan_goes_back_to_the_last_state_at_half_the_learning_rate(tiny, fit, same_weights, tmp_path, kept):
+    model, plain, ledger = tiny(), tiny(), Ledger()
+    states = States(tmp_path / "s.safetensors", minutes=0.0) if kept else None
+    state = fit(model, objective=Labels(model, bad_step=3), steps=6, ledger=ledger, states=states)
+    assert (state.step, state.halvings) == (6, 1)
+    since = 3 if kept else 1
+    assert (
+        ledger.decisions["lr of toy training"] == f"0.0005 from step {since} on: the loss is nan at step 3 with 0.001"
+    )
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    fit(plain, steps=6, lr=5e-4)
+    assert same_weights(model, plain) == (not kept)  # from the start on it is a training at half the rate
+
+
+def test_a_gradient_that_overflows_is_found_before_it_reaches_the_weights(tiny, fit):
+    class Steep(Labels):
+        def terms(self, batch, totals, drawn):
+            def loss() -> torch.Tensor:
+                weight = self.model.classifier.weight
+                return (weight.sum() * 0.0).abs().sqrt()  # 0, with an infinite slope times zero: not a number
+
+            yield Term("labels", loss)
+
+    model = tiny()
+    with pytest.raises(DivergedError, match="toy training: the gradient's norm is nan at step 1"):
+        fit(model, objective=Steep(model))
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_short_memory_makes_smaller_micro_batches_of_the_same_examples(tiny, fit, make_listener, error):
+    class Large(Labels):
+        def terms(self, batch, totals, drawn):
+            if len(batch) > 3:
+                raise error
+            yield from super().terms(batch, totals, drawn)
+
+    short, plain, ledger, listener = tiny(), tiny(), Ledger(), make_listener()
+    fit(short, objective=Large(short), steps=3, ledger=ledger, progress=listener)
+    fit(plain, steps=3)
+    close_weights(short, plain)
+    assert "memory was short" in ledger.decisions["micro-batches of toy training"]
+    assert len(listener.said) <= 4  # said when it changes, not at each step
+
+
+def test_no_memory_for_one_example_is_one_line(tiny, fit):
+    class Huge(Labels):
+        def terms(self, batch, totals, drawn):
+            raise MemoryError
+
+    with pytest.raises(TrainingError, match="toy training: out of memory with one example at a time"):
+        fit(tiny(), objective=Huge(None))
 
 
 def test_the_model_ends_with_the_weights_of_the_best_evaluation(tiny, fit):

@@ -170,6 +170,8 @@ def test_a_folder_of_format_1_opens_unverified_and_has_digests_when_saved_again(
         "config.json",
         "model.safetensors",
         "modeling_autodisc.py",
+        "blocks_autodisc.py",
+        "layouts_autodisc.py",
     }
     assert same_weights(load(saved), cut)
 

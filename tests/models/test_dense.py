@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
+from transformers import AlbertConfig, AlbertForSequenceClassification, AutoConfig, AutoModelForSequenceClassification
 
 from autodisc.errors import ModelError
 from autodisc.models.checkpoints import load, load_model, save_model
@@ -33,7 +33,7 @@ def cut(tiny, random_ranking):
     return made
 
 
-@pytest.mark.parametrize("family", sorted(LAYOUTS))
+@pytest.mark.parametrize("family", sorted(set(LAYOUTS) - {"vit", "t5"}))
 def test_a_dense_model_opens_by_transformers_alone_with_the_pruned_model_s_logits(cut, tmp_path, family):
     small = cut(family)
     save_model(small, None, tmp_path / "pruned")
@@ -124,5 +124,5 @@ def test_a_quantised_model_is_refused(cut):
 
 
 def test_a_family_without_a_layout_is_refused():
-    config = GPT2Config(vocab_size=8, n_positions=8, n_embd=8, n_layer=1, n_head=1, pad_token_id=0)
-    refused(GPT2ForSequenceClassification(config), "family 'gpt2' has no layout")
+    config = AlbertConfig(vocab_size=8, embedding_size=8, hidden_size=8, num_attention_heads=1, intermediate_size=8)
+    refused(AlbertForSequenceClassification(config), "family 'albert' has no layout")

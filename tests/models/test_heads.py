@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 
 import pytest
 import torch
@@ -33,11 +32,8 @@ def tagger(tiny):
 
 
 @pytest.mark.parametrize(("family", "head"), PAIRS)
-def test_a_pruned_model_opens_here_and_elsewhere_with_its_outputs(
-    tiny, same_weights, tmp_path, monkeypatch, family, head
-):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+@pytest.mark.usefixtures("modules_elsewhere")
+def test_a_pruned_model_opens_here_and_elsewhere_with_its_outputs(tiny, same_weights, tmp_path, family, head):
     whole = tiny(family, head=head, num_labels=3)
     model = keep(whole, KEPT)
     save_model(model, None, tmp_path / "model")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -46,3 +47,22 @@ def test_what_a_prediction_books_is_what_all_its_batches_count(tiny, make_task, 
         flops, tokens = flops + counter.get_total_flops(), tokens + batch.padded_tokens
     cost = ledger.stages["evaluation"]
     assert (cost.flops, cost.tokens) == (flops, tokens)
+
+
+def test_a_batch_that_memory_is_too_short_for_is_run_in_halves(tiny, make_task, make_runtime):
+    model, task = tiny().eval(), make_task(validation=150)
+    whole, ledger, short = Ledger(), Ledger(), []
+    settings = {"task": task, "runtime": make_runtime()}
+    expected = predict(model, task.validation, ledger=whole, **settings)
+
+    def refuse(module, arguments, named):
+        if len(named["input_ids"]) > 20:
+            short.append(len(named["input_ids"]))
+            raise MemoryError
+
+    handle = model.register_forward_pre_hook(refuse, with_kwargs=True)
+    found = predict(model, task.validation, ledger=ledger, **settings)
+    handle.remove()
+    assert short
+    assert np.allclose(found, expected, atol=1e-5)
+    assert ledger.total.tokens == whole.total.tokens

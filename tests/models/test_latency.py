@@ -7,13 +7,14 @@ import itertools
 import pytest
 import torch
 
-from autodisc.errors import ModelError
+from autodisc.errors import ConfigError, ModelError
 from autodisc.models.checkpoints import Kept
 from autodisc.models.latency import (
     LatencyTable,
     Timing,
     counts,
     latency_table,
+    longest_input,
     random_inputs,
     shaped,
     shares,
@@ -23,6 +24,8 @@ from autodisc.models.layouts import blocks
 from autodisc.pruning.surgery import keep
 
 TABLE = LatencyTable(1, 16, base_ms=2.0, heads=((0, 0.0), (1, 1.0), (4, 2.5)), neurons=((0, 0.0), (8, 0.5), (32, 3.5)))
+
+STANDARD = ("bert", "distilbert", "electra", "roberta")  # absolute positions end
 
 
 def test_a_prediction_is_the_sum_of_base_and_layers():
@@ -123,6 +126,20 @@ def test_a_table_of_a_pruned_model_is_refused(tiny, make_runtime):
     model = keep(tiny("bert"), Kept(((0,), (), (1, 2)), ((), (0, 1), (2,))))
     with pytest.raises(ModelError, match="give its teacher"):
         latency_table(model, batch=1, length=4, runtime=make_runtime())
+
+
+@pytest.mark.parametrize("family", STANDARD)
+def test_the_longest_input_is_the_longest_that_runs(tiny, family):
+    model = tiny(family)
+    longest = longest_input(model)
+    model(torch.full((1, longest), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(torch.full((1, longest + 1), 7))
+
+
+def test_a_table_of_texts_that_are_too_long_is_refused(tiny, make_runtime):
+    with pytest.raises(ConfigError, match="length: got 141; the teacher has positions for 140 tokens, give no more"):
+        latency_table(tiny("bert"), batch=1, length=141, runtime=make_runtime())
 
 
 def test_shares_of_a_forward_add_up_and_leave_no_hook(tiny, make_runtime):

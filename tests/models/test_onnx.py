@@ -50,6 +50,16 @@ def test_a_pruned_student_from_its_folder_gives_torchs_logits_at_any_shape(tiny,
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def test_a_family_without_token_types_is_exported_on_its_teachers_typed_texts(tiny, tmp_path):
+    model = tiny("distilbert")
+    file = OnnxModel(export_onnx(model, tmp_path / MODEL, batches=[inputs(2, 5, types=True)]).path)
+    assert set(file.inputs) == {"input_ids", "attention_mask"}
+    given = inputs(3, 8, types=True, seed=1)
+    with torch.no_grad():
+        expected = model(**{name: given[name] for name in file.inputs}).logits.numpy()
+    np.testing.assert_allclose(file.logits({n: v.numpy() for n, v in given.items()}), expected, atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def exported(tiny, tmp_path_factory):
     """A teacher, unpruned, and its file."""
@@ -87,6 +97,21 @@ def test_an_opset_too_old_is_one_line_with_the_lowest(tiny, tmp_path):
     with pytest.raises(ModelError, match="opset: got 11; the lowest that works is 18") as refused:
         export_onnx(tiny("bert"), tmp_path / MODEL, batches=[inputs(2, 5)], opset=11)
     assert "\n" not in str(refused.value)
+
+
+def test_an_opset_that_does_not_exist_yet_is_one_line_with_the_one_to_take(tiny, tmp_path):
+    with pytest.raises(ModelError, match=r"^opset: got 99, which .*; leave it out for 20$"):
+        export_onnx(tiny("bert", layers=1), tmp_path / MODEL, batches=[inputs(2, 5)], opset=99)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_why_a_model_cannot_be_exported_is_said_by_its_cause(tiny, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Failed, \x1b[96mstep 1/3\x1b[0m") from TypeError("no such\noperator")
+
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ModelError, match=r"^onnx: torch cannot export this model at opset 20 \(no such operator\);"):
+        export_onnx(tiny("bert"), tmp_path / MODEL, batches=[inputs(2, 5)])
 
 
 def test_the_lowest_opset_works(tiny, tmp_path):

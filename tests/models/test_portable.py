@@ -7,6 +7,7 @@ import copy
 import json
 import pickle
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,11 +33,8 @@ IDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _modules_elsewhere(tmp_path_factory, monkeypatch):
-    """transformers copies a folder's code into a cache of its own."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+pytestmark = pytest.mark.usefixtures("modules_elsewhere")
+TRAVELLING = {"modeling_autodisc.py", "blocks_autodisc.py", "layouts_autodisc.py"}
 
 
 @pytest.fixture
@@ -72,10 +70,27 @@ def flip_a_bit(path: Path) -> None:
 
 
 def test_the_file_that_travels_needs_torch_and_transformers_alone():
-    tree = ast.parse(Path(modeling_autodisc.__file__).read_text(encoding="utf-8"))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported, beside = set(), set()
+    for name in TRAVELLING:
+        tree = ast.parse((Path(modeling_autodisc.__file__).parent / name).read_text(encoding="utf-8"))
+        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        found = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        imported |= {node.module for node in found if not node.level}
+        beside |= {f"{node.module}.py" for node in found if node.level}
     assert {name.split(".")[0] for name in imported} - sys.stdlib_module_names == {"torch", "transformers"}
+    assert beside | {"modeling_autodisc.py"} == TRAVELLING
+
+
+def test_a_folder_imports_its_own_family_alone(make):
+    _, folder = make("distilbert")
+    code = (
+        "import sys; from transformers import AutoModelForSequenceClassification as auto;"
+        f" auto.from_pretrained({str(folder)!r}, trust_remote_code=True);"
+        " print(*(name.split('.')[-1] for name in sys.modules if name.startswith('transformers.models.')"
+        " and '.modeling_' in name and 'auto' not in name))"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["modeling_distilbert"]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -136,7 +151,7 @@ def test_what_is_pushed_has_its_code_and_its_digests(make, tmp_path, monkeypatch
     assert {path.name for path in (tmp_path / "pushed").iterdir()} == {
         "config.json",
         "model.safetensors",
-        "modeling_autodisc.py",
+        *TRAVELLING,
     }
     assert torch.equal(elsewhere(tmp_path / "pushed")(**IDS).logits, cut(**IDS).logits)
 
@@ -248,10 +263,10 @@ def test_a_config_that_cannot_be_is_one_clear_line(make, change, pattern):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "modeling_autodisc.py"])
+@pytest.mark.parametrize("name", ["model.safetensors", "modeling_autodisc.py", "layouts_autodisc.py"])
 def test_a_flipped_bit_is_refused_unless_it_is_meant(make, name):
     _, folder = make()
-    if name == "modeling_autodisc.py":  # a bit of a comment: other code might not run at all
+    if name in TRAVELLING:  # a bit of a comment: other code might not run at all
         (folder / name).write_text((folder / name).read_text() + "# edited\n")
     else:
         flip_a_bit(folder / name)

@@ -57,3 +57,16 @@ def test_the_model_itself_stays_as_it_was(tiny, batch):
     Written(model)
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(values, before[name]) for name, values in model.state_dict().items())
+
+
+@pytest.mark.parametrize("family", STANDARD)
+def test_a_model_in_training_stays_in_training(tiny, family):
+    model = tiny(family).train()
+    assert not any(module.training for module in Written(model).modules())
+    assert all(module.training for module in model.modules())
+
+
+def test_a_family_without_token_types_is_given_a_typed_text(tiny, batch):
+    model, types = tiny("distilbert"), torch.ones(4, 9, dtype=torch.long)
+    with torch.no_grad():
+        assert_close(Written(model)(**batch, token_type_ids=types), model(**batch).logits)

@@ -78,6 +78,38 @@ def assert_finite_differences(model, make_task, make_runtime, normalise):
             assert_close(layer, (sums / length).float(), rtol=5e-3, atol=2e-3 * float(layer.max()))
 
 
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "gpt2"])
+def test_importance_is_the_same_where_layers_are_computed_again(tiny, make_task, make_runtime, family):
+    task, model = make_task(train=7), tiny(family)
+    kept, again = (estimate(model, task, make_runtime(checkpointing=on)) for on in (False, True))
+    for mine, expected in zip(again.heads + again.neurons, kept.heads + kept.neurons, strict=True):
+        assert_close(mine, expected)
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_what_is_kept_for_the_backward_pass_is_for_the_masks_alone(tiny, make_task, make_runtime):
+    task, model = make_task(train=7), tiny("llama")
+    (batch,) = batches(task.train, batch_size=8, pad_token_id=0, generator=None)
+    kept = {}
+    for name, run in {
+        "training": lambda: model(**batch.inputs, use_cache=False).logits.sum(),
+        "importance": lambda: estimate(model, task, make_runtime()),
+        "importance, layers again": lambda: estimate(model, task, make_runtime(checkpointing=True)),
+    }.items():
+        sizes: list[int] = []
+
+        def keep(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            run()
+        kept[name] = sum(sizes)
+    assert kept["importance"] < 0.7 * kept["training"]
+    # Hooks are not told of what checkpoints keep within; outside there are norm and head.
+    assert kept["importance, layers again"] < 0.2 * kept["importance"]
+
+
 def test_estimating_leaves_the_model_as_it_was(tiny, make_task, make_runtime, same_weights):
     task, model = make_task(), tiny()
     model.classifier.requires_grad_(False)

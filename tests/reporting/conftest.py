@@ -161,6 +161,27 @@ def distill(metric: float = 0.795, **changes: Any) -> dict[str, Any]:
     return record("distill", "autodisc", result, spent, minute=5, **{"curves": curves} | changes)
 
 
+def answered(**changes: Any) -> dict[str, Any]:
+    """A distillation with what later versions record too: classes, differences, layers, latency."""
+    values = distill(**changes)
+    result = values["result"]
+    values["task"]["label_names"] = ["different", "same"]
+    result["teacher"]["confusion"] = [[400, 178], [90, 1057]]
+    result["assistant"]["final"] = {"metric": 0.81, "confusion": [[380, 198], [100, 1047]]}
+    result["student"]["confusion"] = [[300, 278], [80, 1067]]
+    for role, keep in (("assistant", 3), ("student", 1)):
+        result[role]["candidate"] = {"heads": [keep] * 6, "neurons": [100 * keep] * 6}
+    result["latency"] = [
+        {"setting": "torch, fp32, 1 thread, batch 1, length 64", "teacher": 20.0, "assistant": 9.0, "student": 4.0}
+    ]
+    shown = {"text": "he said ‖ she said", "label": "same", "teacher": "same", "student": "different"}
+    result["differing"] = {
+        "of": 1725, "teacher right": 213, "student right": 107, "neither right": 0,
+        "shown": [{**shown, "confidence": 0.97}],
+    }  # fmt: skip
+    return values
+
+
 def baseline(strategy: str = "maxidisc", metric: float = 0.798, **changes: Any) -> dict[str, Any]:
     maxi = strategy == "maxidisc"
     trials = [
@@ -201,7 +222,7 @@ def write(folder: Path, *records: dict[str, Any]) -> Path:
 def make() -> SimpleNamespace:
     """The makers of this file: modules under importlib mode cannot import their conftest."""
     makers = (trial, failed, search_result, search, distill, baseline, record, cost, write)
-    return SimpleNamespace(**{maker.__name__: maker for maker in makers})
+    return SimpleNamespace(answered=answered, **{maker.__name__: maker for maker in makers})
 
 
 @pytest.fixture

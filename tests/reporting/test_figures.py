@@ -7,8 +7,8 @@ import dataclasses
 import pytest
 
 from autodisc.reporting import figure_data, figures
+from autodisc.reporting.pictures import pictures
 from autodisc.reporting.records import read_records
-from autodisc.reporting.report import pictures
 from autodisc.reporting.rows import Curve
 from autodisc.reporting.summary import summarize
 
@@ -69,7 +69,7 @@ def test_long_curves_are_thinned_and_keep_their_ends(study):
 
 def test_every_picture_builds_and_has_words(study):
     found = pictures(study)
-    assert len(found) == 9
+    assert len(found) == 11
     for picture in found:
         assert picture.alternative
         assert picture.figure.data

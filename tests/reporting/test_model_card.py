@@ -29,7 +29,7 @@ def values(make) -> dict[str, Any]:
         "assistant": {"metric": 0.82, "sparsity": 0.7, "validation_metric": 0.83, **figures, **sizes},
         "student": {"metric": 0.81, "sparsity": 0.9, "validation_metric": 0.8, **figures, **sizes},
     }
-    return {**record, "role": "student", "teacher_folder": None, "models": models}
+    return {**record, "role": "student", "has_code": True, "origin_folder": None, "models": models}
 
 
 def front(card: str) -> dict[str, Any]:
@@ -77,10 +77,30 @@ def test_what_the_teacher_states_is_inherited_and_nothing_is_guessed(values, tmp
     (tmp_path / "README.md").write_text(
         "---\nlicense: cc-by-4.0\nlanguage: [en]\nbase_model: org/encoder\n---\n# Teacher"
     )
-    stated = front(render_card({**values, "teacher_folder": tmp_path}))
+    stated = front(render_card({**values, "origin_folder": tmp_path}))
     assert (stated["license"], stated["language"], stated["base_model"]) == ("cc-by-4.0", ["en"], "org/encoder")
     values["teacher"]["model"] = "org/teacher"
     assert front(render_card(values))["base_model"] == "org/teacher"
+
+
+def test_a_licence_that_was_not_read_is_not_said_to_be_missing(values):
+    values["teacher"]["model"] = "org/teacher"
+    card = render_card(values)
+    assert "That of org/teacher, whose page on the hub states it; it was not read" in card
+    assert "states none" not in card
+
+
+def test_a_student_of_another_architecture_is_no_copy_of_its_teacher(values, tmp_path):
+    values["config"]["student_model"] = "/home/me/narrow"
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    card = render_card({**values, "has_code": False, "origin_folder": tmp_path})
+    assert "It was narrow, and was distilled" in card
+    assert "mit, as the folder of narrow states it" in card
+    assert 'from_pretrained(".")\n```' in card
+    for said_of_cuts in ("/home", "pruned", "copy of the teacher", "trust_remote_code", "modeling_autodisc"):
+        assert said_of_cuts not in card
+    for others in ({"role": "assistant"}, {"kind": "export"}):  # these are cut out of the teacher
+        assert "pruned" in front(render_card({**values, **others}))["tags"]
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,10 @@ def test_the_page_is_complete_in_itself(whole, tmp_path):
 def test_every_picture_has_a_text_alternative_and_valid_data(whole, tmp_path):
     page = Page(_report(whole, tmp_path)[0])
     plots = [attributes for _, attributes in page.tags if attributes.get("class") == "plot"]
-    assert len(plots) == 9
+    assert len(plots) == 11
     assert all(attributes["aria-label"] for attributes in plots)
     figures = [json.loads(script) for script in page.scripts if script.startswith('{"data"')]
-    assert len(figures) == 9
+    assert len(figures) == 11
 
 
 def test_the_verdict_comes_first_and_provenance_last(whole, tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -13,7 +14,7 @@ from autodisc.models.inference import forward_macs
 from autodisc.models.layouts import encoder_parameters
 from autodisc.search import assistants
 from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
-from autodisc.search.storage import open_storage
+from autodisc.search.storage import open_storage, tell
 from autodisc.tasks import batches as batching
 
 GRID = (0.1, 0.3, 0.5, 0.7, 0.85)
@@ -142,6 +143,7 @@ def test_a_trial_that_a_killed_run_left_running_is_closed_and_its_point_evaluate
 
 def test_a_point_that_was_never_measured_again_is_told_of_as_interrupted(bench):
     study = bench.open()
+    bench.run(study, trials=2)
     study.enqueue_trial({"sparsity": 0.7})
     study.ask()
     found = bench.run(bench.open(), trials=2)
@@ -163,7 +165,7 @@ def test_a_failed_trial_fails_alone(bench, parts):
     whole = bench.run(bench.open("whole"))
     study = bench.open()
     found = bench.run(study, opened=bench.failing(TrainingError("predictions: NaN"), 0.5))
-    assert sorted(states(study)) == ["COMPLETE"] * 4 + ["FAIL"]
+    assert sorted(states(study)) == ["COMPLETE"] * 4 + ["FAIL"] * 2  # tried twice, told of once
     (failed,) = (row for row in found["trials"] if row["state"] == "FAIL")
     assert (failed["sparsity"], failed["tradeoff"], failed["feasible"]) == (0.5, None, None)
     assert "predictions: NaN" in failed["error"]
@@ -183,14 +185,64 @@ def test_a_candidate_whose_logits_are_not_finite_fails_alone(bench):
             finally:
                 bias.copy_(before)
 
-    found = bench.run(bench.open(), opened=opened)
+    study = bench.open()
+    found = bench.run(study, opened=opened)
     assert [row["state"] for row in found["trials"]] == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert len(study.trials) == 5  # it would end the same, and is not tried again
 
 
 def test_a_study_whose_trials_all_fail_ends(bench):
     study = bench.open()
-    assert bench.run(study, opened=bench.failing(TrainingError("predictions: NaN")))["best"] is None
+    assert bench.run(study, opened=bench.failing(TrainingError("predictions: NaN")), retries=0)["best"] is None
     assert states(study) == ["FAIL"] * 5
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_failed_trial_is_tried_again_so_often_and_each_reason_kept(bench, retries):
+    study = bench.open()
+    bench.run(study, opened=bench.failing(TrainingError("its process was ended"), 0.5), retries=retries)
+    failed = [trial for trial in study.trials if trial.state == TrialState.FAIL]
+    assert len(failed) == 1 + retries
+    assert all(trial.user_attrs["error"] == "its process was ended" for trial in failed)
+    assert states(study).count("COMPLETE") == 4
+
+
+def test_a_trial_that_fails_once_is_measured_after_all(bench, parts):
+    tries = []
+
+    @contextlib.contextmanager
+    def opened(candidate):
+        tries.append(candidate.sparsity)
+        if candidate.sparsity == 0.5 and tries.count(0.5) == 1:
+            raise TrainingError("its process was ended")
+        with bench.supernet.active(candidate) as model:
+            yield model
+
+    found = bench.run(bench.open(), opened=opened)
+    assert vars(parts(found)) == vars(parts(bench.run(bench.open("whole"))))
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 11, 12, 13])
+def test_a_sampled_study_that_was_stopped_visits_the_points_of_one_that_was_not(bench, kill_at):
+    points = tuple(round(0.2 + 0.025 * i, 6) for i in range(25))
+    settings = {"low": 0.2, "high": 0.8, "step": 0.025, "trials": 14}
+    expected = bench.run(bench.open("whole"), points=points, **settings)
+    told = []
+
+    def die(study, trial, outcome):
+        told.append(trial)
+        if len(told) == kill_at:
+            raise KeyboardInterrupt
+        tell(study, trial, outcome)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(assistants, "tell", die)
+        with pytest.raises(KeyboardInterrupt):
+            bench.run(bench.open(), points=points, **settings)
+    found = bench.run(bench.open(), points=points, **settings)
+    visited = [[(row["sparsity"], row["metric"]) for row in result["trials"]] for result in (expected, found)]
+    assert visited[0] == visited[1]
+    assert len(visited[0]) == 14
 
 
 def test_a_bad_set_up_stops_the_study(bench):
@@ -248,12 +300,13 @@ def test_a_range_visits_every_point_where_trials_allow(bench):
     assert states(study) == ["COMPLETE"] * 5
 
 
-def test_a_range_with_fewer_trials_is_sampled_on_its_points_alike_for_a_seed(bench):
+def test_a_range_with_fewer_trials_is_sampled_on_its_points_alike_for_a_seed(bench, make_runtime):
     points = tuple(round(0.2 + 0.05 * i, 6) for i in range(13))
     settings = {"low": 0.2, "high": 0.8, "step": 0.05, "trials": 5}
     runs = []
     for name, seed in (("one", 1), ("two", 1), ("three", 2)):
-        result = bench.run(bench.open(name, seed=seed), points=points, **settings)
+        bench.workshop = replace(bench.workshop, runtime=make_runtime(seed))
+        result = bench.run(bench.open(name), points=points, **settings)
         runs.append([row["sparsity"] for row in sorted(result["trials"], key=lambda row: row["number"])])
     assert runs[0] == runs[1] != runs[2]
     assert all(len(run) == 5 and set(run) <= set(points) for run in runs)

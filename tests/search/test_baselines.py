@@ -25,14 +25,13 @@ def maxidisc(tiny, random_ranking, make_workshop):
     ranking = random_ranking(teacher)
 
     def call(study, candidates, *, seed=0, jobs=1, work=MultiTrial, **workshop_settings):
-        kept, settled = [], []
+        kept = []
         workshop = make_workshop(seed=seed, **workshop_settings)
         run_maxidisc(
             study,
             work(teacher, ranking, candidates, candidate(ranking, 0.9), CONFIG),
             workshop,
             lambda *pair: kept.append(pair),
-            lambda: settled.append(len(study.trials)),
             jobs=jobs,
         )
         return kept, baseline_result(study, storage="here"), workshop

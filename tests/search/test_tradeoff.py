@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
 
-from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff
+from autodisc.search.tradeoff import Score, best, infeasibility, tradeoff, winners
 
 
 def score(sparsity: float, metric: float, *, floor: float = 0.5, error: float = 0.02) -> Score:
@@ -58,3 +59,24 @@ def test_a_larger_lambda_never_chooses_a_larger_assistant():
         if chosen[0] is not None:
             sparsities = [scores[i].sparsity for i in chosen]
             assert sparsities == sorted(sparsities)
+
+
+def test_winners_are_whom_best_chooses_for_every_lambda():
+    generator = random.Random(3)
+    for _ in range(50):
+        count = generator.randrange(1, 12)
+        scores = [
+            Score(round(generator.uniform(0, 0.95), 2), round(generator.uniform(0.5, 1), 2), 0.6, 0.02)
+            for _ in range(count)
+        ]
+        found = winners(scores, 1.0, highest=2.0)
+        if best(scores, 0.0) is None:
+            assert found == []
+            continue
+        assert found[0][0] == 0.0
+        assert found[-1][1] == 2.0
+        assert all(a[1] == b[0] for a, b in itertools.pairwise(found))
+        for low, high, index in found:
+            if high - low > 1e-9:
+                chosen = best(scores, (low + high) / 2)
+                assert scores[chosen] == scores[index]

@@ -1,0 +1,101 @@
+"""Work that one of several processes does, and the others wait for: a lease on a file in a folder that all of them see.
+
+The file names host, process and a token of who does it, and a thread renews it (filelock's SoftFileLease). It is taken
+over where its process is gone from this machine, or where this process has watched it for the lease's duration without
+seeing it renewed; so no two machines' clocks are compared. Who has lost a lease does not put its result in place.
+
+Not in the study's attributes: a storage sets those without comparing, and what is waited for is a folder anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import LeaseSettingsMismatch, SoftFileLease, Timeout
+
+from autodisc.errors import AutodiscError, StudyError
+from autodisc.progress import Progress
+
+LEASE_S = 30.0
+POLL_S = 0.2
+Made = TypeVar("Made")
+
+
+class LostLeaseError(AutodiscError):
+    """Another process has taken over what this one was doing."""
+
+
+class Lease:
+    """The right to do one thing, as long as nobody has taken it over."""
+
+    def __init__(self, lease: SoftFileLease) -> None:
+        self._lease = lease
+        self.token = lease.token
+
+    def check(self) -> None:
+        """Raise LostLeaseError where the file names another by now."""
+        lost = self._lease.compromise is not None or self.token is None or self.token != _token(self._lease)
+        if lost:
+            raise LostLeaseError(f"{self._lease.lock_file}: another process has taken over; its result counts")
+
+
+def _token(lease: SoftFileLease) -> str | None:
+    with contextlib.suppress(OSError, ValueError):
+        owner = lease.owner
+        return None if owner is None else owner.token
+    return None
+
+
+def make(path: Path, *, seconds: float = LEASE_S) -> SoftFileLease:
+    """A lease that is not held yet; every process gives the same duration."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return SoftFileLease(path, lease_duration=float(seconds), poll_interval=POLL_S, timeout=-1, thread_local=False)
+
+
+@contextlib.contextmanager
+def leased(path: Path, *, seconds: float = LEASE_S, waiting: Callable[[str], None] | None = None) -> Iterator[Lease]:
+    """Hold the lease inside; before, wait for whoever has it, which ``waiting`` is told."""
+    lease = make(path, seconds=seconds)
+    try:
+        try:
+            lease.acquire(timeout=0)
+        except Timeout:
+            if waiting is not None and (owner := lease.owner) is not None:
+                waiting(f"process {owner.pid} on {owner.hostname}")
+            lease.acquire()
+    except LeaseSettingsMismatch as error:
+        raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
+    try:
+        yield Lease(lease)
+    finally:
+        lease.release()
+
+
+def once(
+    path: Path,
+    *,
+    there: Callable[[], bool],
+    make: Callable[[], Made],
+    put: Callable[[Made], None],
+    progress: Progress,
+    seconds: float = LEASE_S,
+) -> Made | None:
+    """What this process made, where it was not ``there`` yet; none where another did, which is waited for.
+
+    ``put`` is called only while the lease is held.
+    """
+    while not there():
+        with (
+            leased(path, seconds=seconds, waiting=lambda who: progress.say(f"{path.stem}: waiting for {who}")) as lease,
+            contextlib.suppress(LostLeaseError),
+        ):
+            if there():
+                break
+            made = make()
+            lease.check()
+            put(made)
+            return made
+    return None

@@ -1,0 +1,154 @@
+"""What a search has before its first trial: the order of the units, the student, the recovered supernet.
+
+Each is made once for a study's folder, by whichever process comes first, and kept there for the others and for later.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from autodisc.config import CONFIG, StudyConfig, differences, flatten, read_config
+from autodisc.distillation.schedule import recover, recovery_steps
+from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
+from autodisc.leases import once
+from autodisc.models.checkpoints import save_model
+from autodisc.pruning.candidates import Ranking
+from autodisc.pruning.supernet import Supernet
+from autodisc.search.evaluation import Opened
+from autodisc.search.patience import MISSED
+from autodisc.search.scorers import Slices
+from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
+
+# Settings that may change between calls.
+FREE = (
+    "baseline",
+    "cache",
+    "reporting",
+    "runtime.threads",
+    "runtime.checkpoint_minutes",
+    "search.storage",
+    "search.jobs",
+    "search.backend",
+    "search.heartbeat_s",
+    "search.retries",
+)
+FREE_IN_BASELINE = (
+    *FREE,
+    "search.lam",
+    "search.scorer",
+    "search.margin",
+    "search.prune",
+    "search.recovery",
+    "search.trials",
+    "search.importance.refit",
+)
+
+
+def made_of(space: Workspace) -> dict[str, Any]:
+    return {
+        "teacher": space.teacher_fingerprint,
+        "train": space.task.train.fingerprint,
+        "validation": space.task.validation.fingerprint,
+        "student_sparsity": space.config.student,
+        "seed": space.config.runtime.seed,
+    }
+
+
+def search_settings(config: StudyConfig) -> dict[str, Any]:
+    """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
+    settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
+    return {name: value for name, value in settings.items() if name not in FREE}
+
+
+def lease_s(config: StudyConfig) -> float:
+    """After how many seconds without a sign of life another process takes over."""
+    return float(MISSED * config.search.heartbeat_s)
+
+
+def study_name(config: StudyConfig) -> str:
+    return f"{config.name}-{config.task.name}"
+
+
+def with_student(space: Workspace, out: Path) -> Workspace:
+    """The workspace with the student that a budget leads to: found once, in a study of its own beside the search's."""
+    config, budget = space.config, space.config.budget
+    if budget is None:
+        return space
+    made_of = fingerprint(space.teacher_fingerprint, space.ranking(), budget)
+    name, storage = f"{config.name}-{config.task.name}-student", storage_of(config, out)
+    student = known_student(name, storage, made_of, budget)
+    if student is None:
+        with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
+            uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)
+            config.with_student(best.sparsity)  # a grid beyond it is refused before anything is written
+            space.workshop.book()
+            student = run_students(name, storage, made_of, uses, budget)
+    space.extra["student"] = student
+    return replace(space, config=config.with_student(student.sparsity))
+
+
+def keep_ranking(space: Workspace, out: Path) -> None:
+    """Order the units once for the study in ``out``: other training rows or another seed would order otherwise."""
+
+    def rank() -> Ranking:
+        ranking = space.ranking()
+        space.workshop.book()  # first: what is there has been booked
+        return ranking
+
+    once(
+        out / "ranking.lease",
+        there=(out / RANKING).exists,
+        make=rank,
+        put=lambda ranking: write_ranking(out / RANKING, ranking, space.extra["ranking_cost"]),
+        progress=space.workshop.progress,
+        seconds=lease_s(space.config),
+    )
+    space.extra["ranking"], _ = read_ranking(out / RANKING)
+
+
+def take_ranking(space: Workspace, out: Path) -> None:
+    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
+    if not (out / CONFIG).exists() or not (out / RANKING).exists():
+        return
+    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
+    if not differences(read_config(out / CONFIG), space.config, ignore=free):
+        space.extra["ranking"], cost = read_ranking(out / RANKING)
+        space.ledger.charge_once(RANKING_PAID, "importance", cost)
+
+
+def opened(space: Workspace, out: Path) -> Opened:
+    """How a trial gets its candidate; the shared recovery is made once, and found again by a resumed study."""
+    if space.config.search.scorer == "recovered":
+        largest = next(iter(space.candidates.values()))
+        made = once(
+            out / "recovery.lease",
+            there=lambda: has_supernet(out),
+            make=lambda: _recovered(space),
+            put=lambda supernet: save_model(supernet.extract(largest), None, out / SUPERNET),
+            progress=space.workshop.progress,
+            seconds=lease_s(space.config),
+        )
+        if made is not None:
+            return Slices(made)
+    return scorer(space, out)
+
+
+def _recovered(space: Workspace) -> Supernet:
+    """The supernet after the shared recovery."""
+    config, workshop = space.config, space.workshop
+    nested = [*space.candidates.values(), space.student]
+    with workshop.teacher(space.teacher, config.distillation) as outputs:
+        supernet = recover(
+            outputs,
+            space.ranking(),
+            nested,
+            steps=recovery_steps(config.search.recovery, config.distillation, space.task),
+            recovery=config.search.recovery,
+            distillation=config.distillation,
+            workshop=workshop,
+        )
+    workshop.book()  # first: what is there has been booked
+    return supernet

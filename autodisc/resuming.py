@@ -1,0 +1,163 @@
+"""How a command's folder is claimed, gone on with, and found finished.
+
+FOLDER/config.yaml     the settings that it is of
+FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds
+FOLDER/ledger.json     what was spent up to now
+FOLDER/unfinished/     states of trainings under way, and what they need; removed when the command is done
+
+A folder is one configuration's, of one teacher and one set of rows: anything else is refused with what differs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autodisc.config import CONFIG, StudyConfig, differences, read_config, write_config
+from autodisc.costs import resume_ledger, save_ledger
+from autodisc.distillation.checkpointing import Keeping
+from autodisc.errors import StudyError, UserError
+from autodisc.files import write_json
+from autodisc.reporting.records import latest, read_records
+from autodisc.workspace import Workspace
+
+LEDGER, MADE_OF, UNFINISHED = "ledger.json", "made_of.json", "unfinished"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A command's folder, and the one for what it leaves unfinished."""
+
+    folder: Path
+    unfinished: Path
+
+    @classmethod
+    def of(cls, folder: Path) -> Place:
+        return cls(folder, folder / UNFINISHED)
+
+    def exists(self) -> bool:
+        return self.unfinished.exists()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def claim(self, config: StudyConfig, space: Workspace) -> None:
+        """Make the folder this configuration's, and this teacher's and data's."""
+        self.unfinished.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / CONFIG).exists():
+            write_config(config, self.folder / CONFIG)
+        if not (self.folder / MADE_OF).exists():
+            write_json(self.folder / MADE_OF, _made_of(space))
+
+    def refuse_changed(self, space: Workspace) -> None:
+        """Raise StudyError naming what differs, where the folder is of another teacher or of other rows."""
+        path = self.folder / MADE_OF
+        try:
+            then = json.loads(path.read_text())
+        except FileNotFoundError:
+            return  # nothing there yet
+        except ValueError:
+            raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
+        now = _made_of(space)
+        changed = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+        if changed:
+            raise StudyError(
+                f"{self.folder}: is of another teacher or of other data ({'; '.join(changed)}). Give those again, or "
+                "start afresh beside it with --new"
+            )
+
+    @contextlib.contextmanager
+    def working(self, space: Workspace) -> Iterator[Workspace]:
+        """The workspace, going on with what was left; what is unfinished is removed when the body ends well.
+
+        Whatever ends it otherwise, what was spent is booked, but for a mistake of the user's, which leaves all as is.
+        """
+        ledger, path = space.ledger, self.folder / LEDGER
+        resume_ledger(ledger, path)
+        keeping = Keeping(self.unfinished, space.config.runtime.checkpoint_minutes, path)
+        with contextlib.suppress(FileNotFoundError, ValueError):  # of trainings that need not be run again
+            space.workshop.curves.update(json.loads(keeping.curves.read_text()))
+        try:
+            yield replace(space, workshop=replace(space.workshop, keeping=keeping))
+        except UserError:
+            raise
+        except BaseException:
+            if self.exists():
+                with contextlib.suppress(OSError):
+                    save_ledger(ledger, path)
+            raise
+        self.remove()
+
+    @contextlib.contextmanager
+    def claimed(self, space: Workspace) -> Iterator[Workspace]:
+        """``working`` in a folder that is claimed at once."""
+        self.refuse_changed(space)
+        self.claim(space.config, space)
+        with self.working(space) as working:
+            yield working
+
+
+def unfinished_teacher(folder: Path) -> Place:
+    """Where the making of a teacher is kept: beside its folder, which is there when it is done, and then holds a model
+    alone."""
+    beside = folder.with_name(f"{folder.name}.{UNFINISHED}")
+    return Place(beside, beside)
+
+
+def is_teacher(folder: Path) -> bool:
+    """Whether a fine-tuning into ``folder`` is done."""
+    return (folder / "config.json").exists() and not unfinished_teacher(folder).exists()
+
+
+def made(
+    folder: Path,
+    kind: str,
+    config: StudyConfig | None = None,
+    free: tuple[str, ...] = (),
+    *,
+    strategy: str | None = None,
+) -> dict[str, Any] | None:
+    """The recorded result of a command that is done, with its cost; of these settings where ``config`` is given."""
+    if not any((folder / "records").glob("*.json")):
+        return None
+    record = latest(read_records([folder]), kind, strategy=strategy)
+    if record is None or (config is not None and differences(record.values["config"], config, ignore=free)):
+        return None
+    return {**record.result, "cost": record.values["cost"]}
+
+
+def clear_records(folder: Path) -> None:
+    """Remove a folder of records that holds none: of a run that was killed while it wrote the first."""
+    if not any((folder / "records").glob("*.json")):
+        shutil.rmtree(folder / "records", ignore_errors=True)
+
+
+def refuse_another(config: StudyConfig, folder: Path, free: tuple[str, ...]) -> None:
+    """Raise StudyError naming what differs, where ``folder`` is of another configuration."""
+    path = folder / CONFIG
+    if path.exists():
+        changed = differences(read_config(path), config, ignore=free)
+        if changed:
+            raise StudyError(
+                f"{folder}: holds a study with another configuration ({'; '.join(changed[:4])}). "
+                "Give another --out, or the same settings; --new starts afresh beside it."
+            )
+
+
+def next_free(folder: Path) -> Path:
+    """``folder``, or where it holds anything the first of ``folder-2``, ``folder-3`` and so on that does not."""
+    number, free = 2, folder
+    while free.exists() or unfinished_teacher(free).exists():
+        free, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return free
+
+
+def _made_of(space: Workspace) -> dict[str, str]:
+    task = space.task
+    splits = {"train": task.train, "validation": task.validation, "final": task.final}
+    return {"teacher": space.teacher_fingerprint, **{name: split.fingerprint for name, split in splits.items()}}

@@ -1,0 +1,237 @@
+"""A study whose trials several processes take, one at a time each, on one machine or on many.
+
+The points are queued once, by whoever holds a lease; a storage lets one process alone turn a waiting trial into a
+running one; and a process that finds its point taken all the same gives the trial back. A running trial shows that its
+process lives: in a database by Optuna's heartbeats, beside a journal by a lease on a file. One that does not any more
+is failed, and its point queued again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from filelock import SoftFileLease, Timeout
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.trial import FrozenTrial, TrialState
+
+from autodisc import leases
+from autodisc.config import StudyConfig
+from autodisc.errors import StudyError
+from autodisc.search.patience import MISSED
+from autodisc.search.storage import DONE, ERROR, SHARED, completed, open_storage, quiet_optuna
+
+WORKER, LOST = "worker", "duplicate"  # a trial's: who ran it, and whether its point was another's
+POLL_S = 0.5
+WAIT_S = 60.0  # for a database that is away when a process wants to join
+
+
+def me() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def publish(study: optuna.Study, config: dict[str, Any]) -> None:
+    """Let others join the study; ``config`` holds no secret."""
+    if SHARED not in study.user_attrs:
+        study.set_user_attr(SHARED, config)
+
+
+def published(name: str, storage: str, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """The settings of a study that may be joined; StudyError where there is none of that name."""
+    if storage.endswith(".log") and not Path(storage).is_file():
+        raise StudyError(f"--storage: {storage} does not exist; 'autodisc search --storage' makes it")
+    with quiet_optuna():
+        opened = open_storage(storage, say=say, wait_s=WAIT_S)
+        try:
+            config = optuna.load_study(study_name=name, storage=opened).user_attrs.get(SHARED)
+        except KeyError:
+            there = optuna.get_all_study_names(opened)
+            known = f"it has {', '.join(there[:5])}" if there else "it has none yet; 'autodisc search' makes it"
+            raise StudyError(f"--study: the storage has no study '{name}'; {known}") from None
+    if config is None:
+        raise StudyError(f"--study: '{name}' is run by one process alone; search with --storage, and it can be joined")
+    return config
+
+
+@dataclass
+class SharedStudy:
+    """A study, the folder that all who work on it see, and how they know of each other."""
+
+    study: optuna.Study
+    folder: Path
+    heartbeat_s: int
+    seed: int
+    retries: int
+    _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # others' trials beside a journal, by number
+
+    @classmethod
+    def of(cls, study: optuna.Study, folder: Path, config: StudyConfig) -> SharedStudy:
+        return cls(study, folder, config.search.heartbeat_s, config.runtime.seed, config.search.retries)
+
+    @property
+    def storage(self) -> BaseStorage:
+        return self.study._storage
+
+    def trials(self, points: Sequence[dict[str, float]]) -> Generator[optuna.Trial, None, None]:
+        """This process's trials, each its own until the next is asked for, until all ``points`` are done.
+
+        A point without a parameter is one of the sampler's choice.
+        """
+        self.fill(points)
+        while completed(self.study) < len(points):
+            self.close_dead()
+            with contextlib.ExitStack() as alive:
+                trial = self._claim(alive)
+                if trial is not None:
+                    try:
+                        yield trial
+                    except GeneratorExit:  # this process was asked to end
+                        self._give_back(trial.number)
+                        raise
+                    continue
+            if self._of(TrialState.RUNNING):
+                time.sleep(POLL_S)
+            elif not self.fill(points):
+                return
+
+    def fill(self, points: Sequence[dict[str, float]]) -> int:
+        """Queue the points that nobody has done, has now, or has failed at too often; returns how many those are."""
+        seconds, queued = float(MISSED * self.heartbeat_s), 0
+        with leases.leased(self.folder / "queue.lease", seconds=seconds) as lease:
+            try:
+                for point in self._missing(points):
+                    lease.check()
+                    self.study.enqueue_trial(point)
+                    queued += 1
+            except leases.LostLeaseError:
+                return 1  # who took over is at it
+        return queued
+
+    def _missing(self, points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+        trials = self.study.get_trials(deepcopy=False)
+        open_or_done = [_point(t) for t in trials if t.state is not TrialState.FAIL]
+        failed = [_point(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+        if points and not points[0]:  # the sampler chooses: what counts is how many there are
+            return [{}] * (len(points) - len(open_or_done) - len(failed))
+        return [p for p in points if p not in open_or_done and failed.count(p) <= self.retries]
+
+    def _claim(self, alive: contextlib.ExitStack) -> optuna.Trial | None:
+        """A waiting trial that is this process's from now on, and shows so until ``alive`` ends."""
+        for waiting in self._of(TrialState.WAITING):
+            with contextlib.ExitStack() as signs:
+                if not signs.enter_context(self._alive(waiting)):
+                    continue
+                try:
+                    if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+                        continue
+                except UpdateFinishedTrialError:
+                    continue
+                trial = optuna.Trial(self.study, waiting._trial_id)
+                if self._is_duplicate(waiting):
+                    trial.set_user_attr(LOST, True)
+                    self.study.tell(trial, state=TrialState.FAIL)
+                    continue
+                trial.set_user_attr(WORKER, me())
+                own = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
+                self.study.sampler = optuna.samplers.TPESampler(seed=own)
+                alive.push(signs.pop_all())
+                return trial
+        return None
+
+    def _is_duplicate(self, trial: FrozenTrial) -> bool:
+        """Whether its point is done, or an earlier trial's: a queue that was filled while its lease was lost."""
+        point = _point(trial)
+        others = [t for t in self.study.get_trials(deepcopy=False) if t.number != trial.number and _point(t) == point]
+        return bool(point) and any(
+            t.state in DONE or (t.state is not TrialState.FAIL and t.number < trial.number) for t in others
+        )
+
+    @contextlib.contextmanager
+    def _alive(self, trial: FrozenTrial) -> Iterator[bool]:
+        """Inside, others see that the trial's process lives; false where it is another's."""
+        if isinstance(self.storage, JournalStorage):
+            lease = self._lease_of(trial)
+            try:
+                lease.acquire(timeout=0)
+            except Timeout:
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                lease.release()
+        else:
+            with _repeating(lambda: self.storage.record_heartbeat(trial._trial_id), self.heartbeat_s):  # type: ignore[attr-defined]
+                yield True
+
+    def close_dead(self) -> None:
+        """Fail the trials whose processes are gone, and queue their points again."""
+        if not isinstance(self.storage, JournalStorage):
+            with quiet_optuna(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                optuna.storages.fail_stale_trials(self.study)
+            return
+        running = {trial.number: trial for trial in self._of(TrialState.RUNNING)}
+        self._watched = {number: lease for number, lease in self._watched.items() if number in running}
+        for number, trial in running.items():
+            # The same object each time: it remembers since when it has not seen the file renewed.
+            lease = self._watched.setdefault(number, self._lease_of(trial))
+            with contextlib.suppress(Timeout):
+                lease.acquire(timeout=0)
+                try:
+                    self._give_back(number)
+                finally:
+                    lease.release()
+
+    def _give_back(self, number: int) -> None:
+        """Fail a trial if it is still running, and queue its point again; nobody else may be at it."""
+        (trial,) = [t for t in self.study.get_trials(deepcopy=False) if t.number == number]
+        if trial.state is TrialState.RUNNING:
+            self.study.tell(number, state=TrialState.FAIL)
+            self.study.enqueue_trial(_point(trial))
+
+    def _lease_of(self, trial: FrozenTrial) -> SoftFileLease:
+        path = self.folder / "leases" / f"trial-{trial.number}.lease"
+        return leases.make(path, seconds=MISSED * self.heartbeat_s)
+
+    def _of(self, state: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(state,))
+
+    def is_ours(self, trial: optuna.Trial) -> bool:
+        """Whether a trial still waits for this process's result."""
+        return self.storage.get_trial(trial._trial_id).state is TrialState.RUNNING
+
+
+def _point(trial: FrozenTrial) -> dict[str, float]:
+    return trial.system_attrs.get("fixed_params") or trial.params
+
+
+@contextlib.contextmanager
+def _repeating(call: Callable[[], None], seconds: float) -> Iterator[None]:
+    """``call`` once before the body, and every so many seconds during it."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        with contextlib.suppress(Exception):  # the storage has been patient enough; the trial's end will say so
+            while not done.wait(seconds):
+                call()
+
+    call()
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

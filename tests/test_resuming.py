@@ -1,0 +1,152 @@
+"""Commands that were stopped go on, finished ones return what they made, and a folder is one configuration's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from autodisc import api
+from autodisc.cli import main
+from autodisc.errors import StudyError
+from autodisc.models.checkpoints import load, save_model
+from autodisc.reporting.records import read_records
+from autodisc.resuming import next_free
+
+
+@pytest.fixture
+def study(searched, tmp_path) -> Path:
+    return Path(shutil.copytree(searched, tmp_path / "study"))
+
+
+def kinds(out: Path) -> list[str]:
+    return [record.kind for record in read_records([out])]
+
+
+@pytest.mark.parametrize("stage", ["teacher to assistant", "assistant to student"])
+def test_an_interrupted_distillation_goes_on_in_its_folder_and_ends_in_the_same_bits(
+    config, study, searched, tmp_path, make_listener, same_weights, stage
+):
+    whole = api.distill(Path(shutil.copytree(searched, tmp_path / "whole")))
+    every_step = config(runtime={"checkpoint_minutes": 0})
+    with pytest.raises(KeyboardInterrupt):
+        api.distill(study, config=every_step, progress=make_listener(stage, after=3))
+    assert kinds(study) == ["search"]
+    made = api.distill(study)
+    assert Path(made["student"]["path"]) == study / "distilled-1" / "student"
+    for role in ("assistant", "student"):
+        assert same_weights(load(made[role]["path"]), load(whole[role]["path"]))
+    assert not (study / "distilled-1" / "unfinished").exists()
+    once, twice = whole["cost"]["stages"], made["cost"]["stages"]
+    for name in ("teacher to assistant", "assistant to student"):
+        # The step that was cut off between its end and its state is all that is done twice.
+        assert once[name]["tokens"] <= twice[name]["tokens"] <= 1.5 * once[name]["tokens"]
+
+
+def test_a_finished_distillation_is_returned_and_other_settings_are_another(config, study, monkeypatch):
+    first = api.distill(study)
+    with monkeypatch.context() as patch:
+        patch.setattr("autodisc.finished.open_workspace", None)
+        again = api.distill(study, config=config(runtime={"threads": None}))
+        assert {**again, "cost": None} == {**first, "cost": None}
+    other = api.distill(study, config=config(distillation={"lr": 1e-3}))
+    assert Path(other["student"]["path"]).parent.name == "distilled-2"
+    assert kinds(study) == ["search", "distill", "distill"]
+
+
+def test_a_distillation_of_other_settings_leaves_an_unfinished_one_alone(config, study, make_listener):
+    with pytest.raises(KeyboardInterrupt):
+        api.distill(study, progress=make_listener("teacher to assistant", after=2))
+    other = api.distill(study, config=config(distillation={"lr": 1e-3}))
+    assert Path(other["student"]["path"]).parent.name == "distilled-2"
+    assert Path(api.distill(study)["student"]["path"]).parent.name == "distilled-1"
+
+
+def test_a_student_that_was_removed_is_made_again(study):
+    api.distill(study)
+    shutil.rmtree(study / "distilled-1")
+    assert load(api.distill(study)["student"]["path"])
+
+
+def test_an_interrupted_fine_tuning_goes_on_and_a_finished_one_is_returned(
+    config, furnished, tmp_path, make_listener, same_weights
+):
+    settings = config(teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 2, "lr": 3e-3}})
+    whole = api.finetune(settings, tmp_path / "whole")
+    out = tmp_path / "teacher"
+    for after in (2, 3):
+        with pytest.raises(KeyboardInterrupt):
+            api.finetune(settings, out, progress=make_listener("fine-tuning", after=after))
+        assert (tmp_path / "teacher.unfinished").is_dir()
+        assert not out.exists()
+    with pytest.raises(StudyError, match=r"another configuration \(teacher.finetune.lr: 0.003 -> 0.001\)"):
+        api.finetune(config(teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 2, "lr": 1e-3}}), out)
+    made = api.finetune(settings, out)
+    assert made["metric"] == whole["metric"]
+    assert same_weights(load(out), load(tmp_path / "whole"))
+    assert not (tmp_path / "teacher.unfinished").exists()
+    assert api.finetune(settings, out) == api.finetune(settings, out)
+    assert kinds(out) == ["finetune"]
+
+
+def test_a_folder_of_another_teacher_or_other_rows_is_refused_with_what_differs(
+    config, furnished, tmp_path, tiny, word_tokenizer, make_listener
+):
+    shutil.copytree(furnished / "teacher", tmp_path / "teacher")
+    shutil.copytree(furnished / "data", tmp_path / "data")
+    settings = config(teacher={"model": str(tmp_path / "teacher")}, task={"data": str(tmp_path / "data")})
+    out = tmp_path / "study"
+    with pytest.raises(KeyboardInterrupt):
+        api.search(settings, out, progress=make_listener("recovery", after=2))
+    with (tmp_path / "data" / "train.csv").open("a") as file:
+        file.write("w1 good w2,1\n")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(StudyError, match=r"other data \(train: .* -> .*\).*--new") as caught:
+        api.search(settings, out)
+    assert "teacher:" not in str(caught.value)
+    save_model(tiny(layers=2, seed=9), word_tokenizer, tmp_path / "teacher" / "model")
+    for path in (tmp_path / "teacher" / "model").iterdir():
+        shutil.copy(path, tmp_path / "teacher" / path.name)
+    with pytest.raises(StudyError, match=r"another teacher .*\(teacher: .* -> .*; train: "):
+        api.search(settings, out)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_new_takes_the_next_free_folder_and_says_which(tmp_path, capsys, monkeypatch, furnished):
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(api, "search", lambda config, out, progress: seen.append(out) or {})
+    for taken in ("a", "a-2"):
+        (tmp_path / taken).mkdir()
+    line = f"search --teacher {furnished}/teacher --task mine --metric accuracy --data {furnished}/data --out a --new"
+    assert main([*line.split(), "--json"]) == 0
+    assert [str(path) for path in seen] == ["a-3"]
+    assert "new: a-3" in capsys.readouterr().err
+    (tmp_path / "a-3.unfinished").mkdir()
+    assert next_free(tmp_path / "a") == tmp_path / "a-4"
+
+
+def test_sigterm_is_exit_code_130_and_the_line_that_says_that_the_same_command_goes_on(
+    config, furnished, tmp_path, monkeypatch, capsys
+):
+    def terminate(*_, **__):
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(api, "search", terminate)
+    before = signal.getsignal(signal.SIGTERM)
+    line = f"search --teacher {furnished}/teacher --task mine --metric accuracy --data {furnished}/data"
+    assert main([*line.split(), "--out", str(tmp_path / "a")]) == 130
+    assert capsys.readouterr().err == ("interrupted; what was finished is kept, the same command goes on from there\n")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_that_was_stopped_has_booked_what_it_spent(config, tmp_path, make_listener):
+    out = tmp_path / "study"
+    with pytest.raises(KeyboardInterrupt):
+        api.search(config(), out, progress=make_listener("recovery", after=5))
+    booked = json.loads((out / "ledger.json").read_text())["stages"]
+    assert booked["recovery"]["tokens"] > 0
+    assert booked["importance"]["flops"] > 0
