@@ -69,7 +69,7 @@ def summed(loss: float, parameters: Sequence[torch.nn.Parameter], accelerator: A
         return loss
     own = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
     flat = torch.cat([*(grad.flatten() for grad in own), own[0].new_tensor([loss])])
-    total: torch.Tensor = accelerator.reduce(flat, reduction="sum")  # type: ignore[assignment]
+    total: torch.Tensor = accelerator.reduce(flat, reduction="sum")
     for parameter, grad in zip(parameters, total[:-1].split([p.numel() for p in parameters]), strict=True):
         parameter.grad = grad.view_as(parameter)
     return float(total[-1])
