@@ -93,7 +93,7 @@ def values(tmp_path_factory, tiny, word_tokenizer) -> dict[str, Any]:
 
 
 RECOVERED = {"sparsities": [0.3, 0.5], "recovery": {"steps": 6}}
-PRUNED = {"low": 0.2, "high": 0.6, "step": 0.1, "trials": 3, "scorer": "pruned"}
+PRUNED = {"sparsities": [0.2, 0.4, 0.6], "scorer": "pruned"}
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ class PatientStorage(RDBStorage):
             engine_kwargs=alive,
             heartbeat_interval=heartbeat_s,
             grace_period=None if heartbeat_s is None else MISSED * heartbeat_s,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            heartbeat_stale_trial_callback=None if heartbeat_s is None else RetryHeartbeatStaleTrialCallback(),
         )
 
 
