@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
 from autodisc.errors import ConfigError, DataError
 from autodisc.tasks.data import HELD_OUT
@@ -137,8 +138,10 @@ def test_a_data_set_on_a_hub_is_known_by_its_owner_and_name(load, monkeypatch):
         return splits
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
-    task = load("somebody/tickets", data=None)
+    task = load(data=None, hub="somebody/tickets")
     assert (len(task.train), len(task.final), task.final_name) == (6, 6, "test")
     del splits["validation"]
     with pytest.raises(DataError, match="somebody/tickets has no validation split; it has train, test"):
-        load("somebody/tickets", data=None)
+        load(data=None, hub="somebody/tickets")
+    with pytest.raises(ValidationError, match="data: contradicts hub"):
+        load(hub="somebody/tickets")
