@@ -87,15 +87,14 @@ Backend = Annotated[str, AfterValidator(_backend)]  # of joblib
 class TaskConfig(Section):
     """What is learned."""
 
-    name: str = Field(
-        description="A GLUE task's name, 'docstrings', OWNER/NAME of a data set on a hub, or any name with data."
-    )
+    name: str = Field(description="A GLUE task's name, 'docstrings', or any name with a metric and data.")
     kind: Kind | None = Field(
         None,
         description="tokens: a tag for each word; causal-lm: the next token. None: by the metric, else by the files"
         " (.conll: tokens, .txt: causal-lm), else classification.",
     )
-    data: Path | None = Field(None, description="Folder with train, validation[, test] files; none: the hub.")
+    data: Path | None = Field(None, description="Folder with train, validation[, test] files; none: the hub (GLUE).")
+    hub: str | None = Field(None, description="OWNER/NAME of a data set on the hub, in place of data.")
     metric: MetricName | None = Field(None, description="Larger is better; a GLUE name brings its own.")
     text: str | None = Field(
         None, description="Column of the (first) sentence, of the words (tokens) or the text (causal-lm)."
@@ -112,6 +111,12 @@ class TaskConfig(Section):
     )
 
     _name = field_validator("name")(check_name)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TaskConfig:
+        if self.data is not None and self.hub is not None:
+            raise ValueError(f"data: contradicts hub ({self.hub}), which is where the rows would come from; give one")
+        return self
 
 
 class FinetuneConfig(Section):

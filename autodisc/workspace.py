@@ -253,6 +253,8 @@ def open_workspace(
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
             teacher = load_model(name, head=head, num_labels=fresh)
+        if head == "sequence" and teacher.config.pad_token_id is None:  # a decoder finds a text's end by it
+            teacher.config.pad_token_id = tokenizer.pad_token_id
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}

@@ -59,6 +59,7 @@ TASK = _panel(
         "DIR",
         "Folder with train, validation and perhaps test: .csv, .jsonl, .parquet; .conll for tokens, .txt for text.",
     ),
+    ("--hub", "task.hub", "OWNER/NAME", "A data set on the hub, in place of --data."),
     ("--metric", "task.metric", "NAME", "Larger is better; a GLUE name brings its own."),
     ("--text", "task.text", "COLUMN", "Column of the (first) sentence, of the words, or of the text."),
     ("--text-pair", "task.text_pair", "COLUMN", "Column of the second sentence."),

@@ -134,13 +134,19 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another."""
+    """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another.
+
+    A decoder's often has no token to pad with: then it is the one that ends a text, which masks hide alike.
+    """
     name = resolve(name)
     where, of_gguf = _opened_by(name)
     with _quiet(), _explained(where):
         if not of_gguf:
             verify_tokenizer(name)
-        return AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
+    if tokenizer.pad_token is None and tokenizer.eos_token is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:

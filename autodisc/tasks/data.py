@@ -172,7 +172,7 @@ def _named(config: TaskConfig, kind: Kind) -> Metric:
         return GLUE[config.name].metric
     if config.name == DOCSTRINGS:
         return METRICS["accuracy"]
-    if config.data is None:
+    if config.data is None and config.hub is None:
         raise sources.unknown_task(config.name)
     raise ConfigError(
         f"task.metric: task '{config.name}' brings none of its own; it takes --metric, one of "

@@ -37,14 +37,14 @@ def read_splits(config: TaskConfig, kind: Kind, cache_dir: Path, progress: Progr
     with quiet_datasets():
         if config.data is not None:
             return _read_files(find_files(config.data, config.name), cache_dir)
+        if config.hub is not None:
+            return _read_hub(config.name, config.hub, None, cache_dir)
         if config.name == DOCSTRINGS:
             folder = docstrings.write_corpus(cache_dir, progress=progress)
             read = _read_files(find_files(folder, config.name), cache_dir)
             return {split: docstrings.as_texts(rows) for split, rows in read.items()} if kind == "causal-lm" else read
         if config.name in GLUE:
             return _read_hub(config.name, HUB, config.name, cache_dir)
-        if "/" in config.name:
-            return _read_hub(config.name, config.name, None, cache_dir)
     raise unknown_task(config.name)
 
 

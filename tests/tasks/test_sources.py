@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import datasets
 import pytest
+from pydantic import ValidationError
 
 from autodisc.errors import ConfigError, DataError
 from autodisc.tasks.data import HELD_OUT
@@ -127,3 +128,20 @@ def test_hub_splits_of_mnli_are_known_by_our_names(load, monkeypatch):
     task = load("mnli", data=None)
     assert (len(task.train), len(task.validation), len(task.extra["validation_mismatched"])) == (27, 6, 5)
     assert (len(task.final), task.final_name) == (3, HELD_OUT)
+
+
+def test_a_data_set_on_a_hub_is_known_by_its_owner_and_name(load, monkeypatch):
+    splits = dict.fromkeys(("train", "validation", "test"), datasets.Dataset.from_list(rows(6)))
+
+    def hub(path, name, *, cache_dir):
+        assert (path, name) == ("somebody/tickets", None)
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    task = load(data=None, hub="somebody/tickets")
+    assert (len(task.train), len(task.final), task.final_name) == (6, 6, "test")
+    del splits["validation"]
+    with pytest.raises(DataError, match="somebody/tickets has no validation split; it has train, test"):
+        load(data=None, hub="somebody/tickets")
+    with pytest.raises(ValidationError, match="data: contradicts hub"):
+        load(hub="somebody/tickets")
