@@ -51,13 +51,16 @@ class PatientStorage(RDBStorage):
         self._say = say
         self._inside = threading.local()  # one call makes others: only the outermost is repeated
         alive = {} if url.startswith("sqlite") else {"pool_pre_ping": True}  # a connection may have died unused
-        super().__init__(
-            url,
-            engine_kwargs=alive,
-            heartbeat_interval=heartbeat_s,
-            grace_period=None if heartbeat_s is None else MISSED * heartbeat_s,
-            heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-        )
+        beats = {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            if heartbeat_s is not None:
+                beats = {
+                    "heartbeat_interval": heartbeat_s,
+                    "grace_period": MISSED * heartbeat_s,
+                    "heartbeat_stale_trial_callback": RetryHeartbeatStaleTrialCallback(),
+                }
+            super().__init__(url, engine_kwargs=alive, **beats)  # type: ignore[arg-type]
 
 
 def is_away(error: BaseException) -> bool:
@@ -121,9 +124,7 @@ def open_database(
     since = time.monotonic()
     while True:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)  # heartbeats
-                return optuna.storages.get_storage(PatientStorage(url, say=say, heartbeat_s=heartbeat_s))
+            return optuna.storages.get_storage(PatientStorage(url, say=say, heartbeat_s=heartbeat_s))
         except (DBAPIError, StorageInternalError) as error:
             # Processes that come at once race to make its tables: the loser finds them there the next time.
             race = isinstance(error, (IntegrityError, ProgrammingError))
