@@ -317,7 +317,7 @@ def make_workshop(tmp_path: Path, make_task, make_runtime) -> Callable[..., Work
 
 
 class Listener:
-    """A progress that remembers what it was told; ``interrupt_after`` advances it raises KeyboardInterrupt."""
+    """A progress that remembers what it was told; after ``after`` advances in a stage it raises KeyboardInterrupt."""
 
     def __init__(self, interrupt_in: str | None = None, after: int = 0) -> None:
         self.said: list[str] = []
@@ -350,7 +350,7 @@ class _ListenerBar:
         pass
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_listener() -> Callable[..., Listener]:
     return Listener
 

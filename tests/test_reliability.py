@@ -37,42 +37,12 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(config, make_listener_here, tmp_path_factory) -> Stopped:
+def stopped(config, make_listener, tmp_path_factory) -> Stopped:
     home = tmp_path_factory.mktemp("stopped")
     settings = config(cache={"dir": str(home / "cache")}, runtime={"checkpoint_minutes": 0})
     with pytest.raises(KeyboardInterrupt):
-        api.search(settings, home / "study", progress=make_listener_here("trials", after=2))
+        api.search(settings, home / "study", progress=make_listener("trials", after=2))
     return Stopped(home / "study", home / "cache", settings)
-
-
-@pytest.fixture(scope="module")
-def make_listener_here() -> Callable[..., Any]:
-    from contextlib import contextmanager
-
-    class Ending:
-        """A progress that ends a stage, or only listens."""
-
-        def __init__(self, stage: str | None = None, after: int = 0) -> None:
-            self.ending, self.left, self.said = stage, after, list[str]()
-
-        @contextmanager
-        def stage(self, name: str, total: int | None) -> Iterator[Any]:
-            self.name = name
-            yield self
-
-        def advance(self, steps: int = 1) -> None:
-            if self.name == self.ending and steps:
-                self.left -= steps
-                if self.left <= 0:
-                    raise KeyboardInterrupt
-
-        def note(self, text: str) -> None:
-            pass
-
-        def say(self, text: str) -> None:
-            self.said.append(text)
-
-    return Ending
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +168,10 @@ def test_a_teacher_with_a_weight_that_is_not_finite_is_named(what, config, furni
 
 
 def test_a_recovery_whose_loss_is_nan_once_goes_on_at_half_the_rate(
-    config, tmp_path, table, monkeypatch, make_listener_here
+    config, tmp_path, table, monkeypatch, make_listener
 ):
     losses = lose_once(monkeypatch)
-    listener = make_listener_here()
+    listener = make_listener()
     found = api.search(config(runtime={"checkpoint_minutes": 0}), tmp_path / "study", progress=listener)
     assert losses["bad"] == 1
     (said,) = (text for text in listener.said if "loss" in text)
@@ -233,7 +203,7 @@ def lose_once(monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> dict[str, i
     return seen
 
 
-def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, table, monkeypatch, make_listener_here):
+def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, table, monkeypatch, make_listener):
     from autodisc.distillation import sandwich
 
     real = sandwich.distillation_loss
@@ -244,7 +214,7 @@ def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, ta
         return real(logits, *arguments, **named)
 
     monkeypatch.setattr(sandwich, "distillation_loss", loss)
-    listener = make_listener_here()
+    listener = make_listener()
     found = api.search(config(), tmp_path / "study", progress=listener)
     said = [text for text in listener.said if "memory" in text]
     assert 1 <= len(said) <= 2
