@@ -32,6 +32,7 @@ from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tagging import evaluate_tokens, tag_file
 from autodisc.tasks import columns, files, sources
+from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
@@ -195,15 +196,9 @@ def evaluate_file(
             actual.append(np.array(numbers, np.float32 if labels.names is None else np.int64))
             done += len(rows)
             bar.advance(len(rows))
-    predictions, truth = np.concatenate(predicted), np.concatenate(actual)
-    return {
-        "metric": metric.score(predictions, truth),
-        "metrics": metric.components(predictions, truth),
-        "floor": metric.floor(truth),
-        "standard_error": metric.standard_error(predictions, truth, runtime.seed),
-        "examples": done,
-        "split": str(file),
-    }
+    said, truth = np.concatenate(predicted), np.concatenate(actual)
+    many = len(classifier.classes or ())
+    return scores(said, truth, metric, split=str(file), seed=runtime.seed, classes=many)
 
 
 def open_classifier(model: str | Path, runtime: RuntimeConfig, max_length: int) -> Classifier:

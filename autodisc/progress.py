@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from autodisc.costs import Cost
+if TYPE_CHECKING:
+    from autodisc.costs import Cost
 
 
 class Bar(Protocol):

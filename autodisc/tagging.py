@@ -26,6 +26,7 @@ from autodisc.models.inference import EVALUATION_BATCH, forward, predict
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import files, sources
+from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import find_kind, load_file
 from autodisc.tasks.files import Row
@@ -131,14 +132,7 @@ def evaluate_tokens(
         split, metric = read.validation, read.metric
         with progress.stage(f"Evaluating on {file.name}", number_of_batches(split, EVALUATION_BATCH)) as bar:
             said = predict(model, split, task=read, runtime=ready, bar=bar)
-    return {
-        "metric": metric.score(said, split.labels),
-        "metrics": metric.components(said, split.labels),
-        "floor": metric.floor(split.labels),
-        "standard_error": metric.standard_error(said, split.labels, runtime.seed),
-        "examples": len(split),
-        "split": str(file),
-    }
+    return scores(said, split.labels, metric, split=str(file), seed=runtime.seed, classes=read.num_labels)
 
 
 def _read(file: Path | None) -> Iterable[list[Row]]:

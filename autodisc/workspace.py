@@ -42,7 +42,7 @@ from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
-from autodisc.tasks.answers import confusion
+from autodisc.tasks.answers import scores
 from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP = "set-up"
@@ -170,17 +170,9 @@ class Workspace:
 
     def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
         """What predictions on a split, in its order, are worth."""
-        task = self.task
-        table = confusion(predictions, split.labels, task.num_labels) if task.kind == "classification" else None
-        return {
-            **({} if table is None else {"confusion": table}),
-            "metric": task.metric.score(predictions, split.labels),
-            "metrics": task.metric.components(predictions, split.labels),
-            "floor": task.metric.floor(split.labels),
-            "standard_error": task.metric.standard_error(predictions, split.labels, self.config.runtime.seed),
-            "examples": len(split),
-            "split": task.final_name if split is task.final else split.name,
-        }
+        task, seed = self.task, self.config.runtime.seed
+        name = task.final_name if split is task.final else split.name
+        return scores(predictions, split.labels, task.metric, split=name, seed=seed, classes=task.num_labels)
 
     def record(self, out: Path, kind: str, strategy: str | None, result: dict[str, Any]) -> Path:
         """Write what this run computed, once, under ``out/records``."""

@@ -192,7 +192,8 @@ def tiny() -> Callable[..., PreTrainedModel]:
 def modules_elsewhere(tmp_path_factory, monkeypatch) -> None:
     """transformers copies a folder's code into a cache of its own: a new one."""
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-    monkeypatch.setattr(sys, "path", [*sys.path])
+    mine = [path for path in sys.path if not Path(path, "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", mine)
     for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
         monkeypatch.delitem(sys.modules, name)
 

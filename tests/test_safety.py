@@ -58,7 +58,7 @@ def test_arrays_are_read_without_pickle_and_code_of_others_is_not_trusted():
     assert ("trust_remote_code", "True") not in keywords
     assert ("weights_only", "False") not in keywords
     opened = [(place, call) for place, call, name in CALLS if name.endswith(".from_pretrained") and "Auto" in name]
-    assert len(opened) >= 3
+    assert len(opened) >= 2
     unsafe = [place for place, call in opened if "**SAFE" not in ast.unparse(call)]
     assert not unsafe
 

@@ -13,7 +13,6 @@ import typer
 from autodisc.commands.options import MODEL, RUNTIME, TASK, Request, takes
 from autodisc.commands.output import example, finish, print_scores
 from autodisc.errors import ConfigError, ModelError
-from autodisc.tasks.sources import OF_KINDS
 
 STANDARD = Path("-")
 TEXTS = tuple(setting for setting in TASK if setting.name in ("text", "text_pair", "max_length"))
@@ -89,8 +88,11 @@ def evaluate(
 ) -> None:
     """Metrics of a model, a teacher's or a student's, on a split of its task or a file, and the floor below them."""
     model, request = _model(request)
-    if file is not None and file.suffix in OF_KINDS:
-        request = dataclasses.replace(request, settings={"task.kind": OF_KINDS[file.suffix], **request.settings})
+    if file is not None:
+        from autodisc.tasks.sources import OF_KINDS
+
+        kind = {"task.kind": OF_KINDS[file.suffix]} if file.suffix in OF_KINDS else {}
+        request = dataclasses.replace(request, settings={**kind, **request.settings})
     config = request.config()
     if file is not None and (split is not None or "task.data" in request.settings):
         raise ConfigError("--file: not with --split or --data, which name the rows too; give one or the other")

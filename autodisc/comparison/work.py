@@ -77,7 +77,7 @@ def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     fill_cache(work, space.workshop)
     if recorded is None:
         teacher = {
-            split.name: _scores(space, split, _predictions(space, space.teacher, split))
+            split.name: space.scores(_predictions(space, space.teacher, split), split)
             for split in (space.task.validation, space.task.final)
         }
         result = {"teacher": {"validation": teacher["validation"], "final": teacher[space.task.final.name]}}
@@ -209,18 +209,7 @@ def _on_final(space: Workspace, model: PreTrainedModel) -> tuple[dict[str, Any],
     with space.ledger.stage(FINAL):
         predictions = _predictions(space, model, final)
         size = {"params": encoder_parameters(model), "macs": forward_macs(model)}
-        return {**_scores(space, final, predictions), **size}, (predictions, final.labels)
-
-
-def _scores(space: Workspace, split: Split, predictions: np.ndarray) -> dict[str, Any]:
-    metric, labels = space.task.metric, split.labels
-    return {
-        "metric": metric.score(predictions, labels),
-        "standard_error": metric.standard_error(predictions, labels, space.config.runtime.seed),
-        "floor": metric.floor(labels),
-        "examples": len(split),
-        "split": space.task.final_name if split is space.task.final else split.name,
-    }
+        return {**space.scores(predictions, final), **size}, (predictions, final.labels)
 
 
 def _predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:

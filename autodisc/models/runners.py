@@ -56,9 +56,9 @@ def _compiled(models: Mapping[str, PreTrainedModel], examples: Sequence[Inputs],
     made: dict[str, Any] = {name: torch.compile(model, dynamic=True) for name, model in models.items()}
     try:
         with torch.inference_mode(), runtime.autocast():
-            for model in made.values():
+            for name, model in made.items():
                 for inputs in examples:
-                    model(**inputs, **without_cache(model.config))
+                    model(**inputs, **without_cache(models[name].config))
     except Exception as error:  # of torch._dynamo or torch._inductor, or the compiler's own
         raise Absent(f"torch.compile does not work here ({one_line(error)})") from error
     return {name: _calls(model, **without_cache(models[name].config)) for name, model in made.items()}

@@ -1,4 +1,4 @@
-"""What a model answers beyond its metric: which classes it confuses, and where a student leaves its teacher.
+"""What a model's answers are worth, which classes it confuses, and where a student leaves its teacher.
 
 Texts of examples are decoded from their tokens, so they are what the models read: cut at the task's length and, with
 some tokenizers, in lower case. They leave the data and enter a record, hence few, short, and with what looks like an
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodisc.tasks.data import Split, Task
-from autodisc.tasks.metrics import decode
+from autodisc.tasks.metrics import Metric, decode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +27,25 @@ _PRIVATE = re.compile(
     r"|(?=[\w+/=-]*\d)(?=[\w+/=-]*[A-Za-z])[\w+/=-]{24,}",  # a key
     re.ASCII,
 )
+
+
+def scores(
+    predictions: np.ndarray, labels: np.ndarray, metric: Metric, *, split: str, seed: int, classes: int
+) -> dict[str, Any]:
+    """What predictions are worth, with the floor below it and its standard error; ``seed`` draws the bootstrap's.
+
+    A classification's have their confusion table too; ``classes`` is not looked at elsewhere.
+    """
+    table = confusion(predictions, labels, classes) if metric.kind == "classification" else None
+    return {
+        **({} if table is None else {"confusion": table}),
+        "metric": metric.score(predictions, labels),
+        "metrics": metric.components(predictions, labels),
+        "floor": metric.floor(labels),
+        "standard_error": metric.standard_error(predictions, labels, seed),
+        "examples": len(labels),
+        "split": split,
+    }
 
 
 def confusion(predictions: np.ndarray, labels: np.ndarray, classes: int) -> list[list[int]] | None:

@@ -19,7 +19,9 @@ def test_predict_writes_a_file_that_evaluate_agrees_with(autodisc, home):
     assert ran.code == 0, ran.err
     assert ran.json["rows"] == 60
     assert ran.json["out"] == "predicted.jsonl"
-    assert "Predicting data/mrpc/test.csv: 60/60" in ran.err
+    events = [json.loads(line) for line in ran.err.splitlines()]
+    ended = {event["name"]: event["done"] for event in events if event["event"] == "end"}
+    assert ended["Predicting data/mrpc/test.csv"] == 60
     rows = [json.loads(line) for line in Path("predicted.jsonl").read_text().splitlines()]
     names = {row["prediction"] for row in rows}
     assert names == {"not_equivalent", "equivalent"}
