@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.files import sync, sync_folder
+from autodisc.files import as_os_error, sync, sync_folder
 from autodisc.models.layouts import layout_of
 from autodisc.models.layouts_autodisc import NAMES, Head
 from autodisc.models.modeling_autodisc import (
@@ -183,11 +183,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             try:
                 (adopt(model) if pruned else model).save_pretrained(partial)
             except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
-                raise OSError(f"{path / WEIGHTS}: cannot be written ({one_line(error)})") from error
+                raise as_os_error(error, path / WEIGHTS) from error
             shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read
             if tokenizer is not None:
                 before = {file.name for file in partial.iterdir()}
-                tokenizer.save_pretrained(partial)
+                _save_tokenizer(tokenizer, partial)
                 if pruned:
                     seal(partial, sorted({file.name for file in partial.iterdir()} - before))
         sync_folder(partial)
@@ -196,6 +196,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "(os error " not in str(error):  # tokenizers raises a bare Exception for a full disk
+            raise
+        raise as_os_error(error, folder / "tokenizer.json") from error
 
 
 def _replace(path: Path, partial: Path, former: Path) -> None:
