@@ -399,8 +399,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         found = _kept_from_writing(error)
         if found is None:
             raise
+        written = found.filename2 or found.filename or folder  # of a copy or a rename the second one
         raise AutodiscError(
-            f"{found.filename or folder}: cannot be written ({found.strerror or found}); what was finished is kept, "
+            f"{written}: cannot be written ({found.strerror or found}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
 

@@ -7,6 +7,7 @@ AUTODISC_WRITE_DOCS=1 pytest tests/test_reliability.py
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
@@ -21,7 +22,9 @@ import torch
 from autodisc import api
 from autodisc.errors import AutodiscError
 from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
+from autodisc.models.losses import label_loss
 from autodisc.reporting.records import read_records
+from autodisc.tasks.splits import IGNORED
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 FIRST = "|---|---|---|\n"
@@ -188,7 +191,9 @@ def test_a_cache_whose_files_are_all_damaged_is_made_again(how, stopped, searche
 
 
 @pytest.mark.parametrize("what", [kind for kind in CACHED if kind.startswith("teacher outputs")])
-def test_one_of_the_files_of_the_teachers_outputs_that_was_cut_off_is_made_again(what, stopped, searched, config, tmp_path):
+def test_one_of_the_files_of_the_teachers_outputs_that_was_cut_off_is_made_again(
+    what, stopped, searched, config, tmp_path
+):
     cache = tmp_path / "cache"
     shutil.copytree(stopped.cache, cache)
     halve(sorted(cache.glob(CACHED[what]))[0])
@@ -303,6 +308,90 @@ def lose_once(monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> dict[str, i
     return seen
 
 
+def not_finite(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, spoil: Callable[[Any], Any], *, call: int
+) -> None:
+    """The result of the ``call``-th call of ``module.name`` is spoilt."""
+    real, calls = getattr(module, name), itertools.count(1)
+
+    def spoilt(*arguments: Any, **named: Any) -> Any:
+        found = real(*arguments, **named)
+        return spoil(found) if next(calls) == call else found
+
+    monkeypatch.setattr(module, name, spoilt)
+
+
+def without_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss, whose gradient is NaN: 0 times the infinite slope of a root at 0."""
+    return loss + (loss * 0).sqrt()
+
+
+def test_a_gradient_that_is_nan_once_sends_a_recovery_back(config, tmp_path, table, monkeypatch, make_listener):
+    from autodisc.distillation import sandwich
+
+    not_finite(monkeypatch, sandwich, "distillation_loss", without_gradient, call=8)
+    listener = make_listener()
+    found = api.search(config(runtime={"checkpoint_minutes": 0}), tmp_path / "study", progress=listener)
+    (said,) = (text for text in listener.said if "gradient" in text)
+    assert "lr of recovery" in found["cost"]["decisions"]
+    table["one gradient of a recovery is NaN"] = (shown(said), "recorded; the search goes on")
+
+
+def test_an_importance_that_is_nan_is_named_before_anything_is_ranked(config, tmp_path, table, monkeypatch):
+    from autodisc.pruning import importance
+
+    not_finite(monkeypatch, importance, "label_loss", without_gradient, call=1)
+    settings = config(cache={"dir": str(tmp_path / "cache")})
+    with pytest.raises(AutodiscError, match="importance: a gradient is not finite") as caught:
+        api.search(settings, tmp_path / "study")
+    assert not list((tmp_path / "cache").glob("ranking/*.json"))
+    table["a gradient of the importance is NaN"] = (shown(str(caught.value)), GOES_ON)
+
+
+def test_logits_of_the_teacher_that_are_nan_are_never_kept(config, searched, tmp_path, table, monkeypatch):
+    from autodisc.distillation.teacher_cache import TeacherCache
+
+    settings, real = config(cache={"dir": str(tmp_path / "cache")}), TeacherCache._compute
+
+    def spoilt(self: TeacherCache, batch: Any) -> Any:
+        def spoil(_: Any, __: Any, out: Any) -> None:
+            out.logits[0, 0] = float("nan")
+
+        handle = self.teacher.register_forward_hook(spoil)
+        try:
+            return real(self, batch)
+        finally:
+            handle.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherCache, "_compute", spoilt)
+        with pytest.raises(AutodiscError, match="teacher outputs: a number") as caught:
+            api.search(settings, tmp_path / "study")
+    assert chosen(api.search(settings, tmp_path / "study")) == chosen(api.search(config(), searched))
+    table["a logit of the teacher is NaN"] = (shown(str(caught.value)), GOES_ON)
+
+
+def test_a_candidate_whose_logits_are_nan_fails_alone(config, tmp_path, table, monkeypatch):
+    from autodisc.search import evaluation
+
+    not_finite(monkeypatch, evaluation, "forward", lambda logits: logits * float("nan"), call=2)
+    found = api.search(config(), tmp_path / "study")
+    assert sorted(row["state"] for row in found["trials"]) == ["COMPLETE", "COMPLETE", "FAIL"]
+    (reason,) = (row["error"] for row in found["trials"] if row["state"] == "FAIL")
+    table["a logit of a candidate is NaN, and so its metric"] = (shown(reason), "that trial fails; the study goes on")
+
+
+def test_a_batch_without_a_label_adds_nothing_and_is_not_nan(table):
+    """A mean over no tokens would be NaN; the loss is a sum over what a whole batch is expected to hold."""
+    logits, labels = torch.randn(2, 5, 3, requires_grad=True), torch.full((2, 5), IGNORED)
+    loss = label_loss(logits, labels, 4.0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    table["a batch in which nothing is labelled"] = ("nothing", "it adds nothing; the training goes on")
+
+
 def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, table, monkeypatch, make_listener):
     from autodisc.distillation import sandwich
 
@@ -335,5 +424,5 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(config, tmp_
 
 
 ROWS = (
-    len(damages(NAMED)) + len(damages(FINISHED)) + 2 * (len(SPARED) + len(CACHED)) + len(WRITES) + 4 + 4
-)  # two of each teacher; loss twice, memory, folder
+    len(damages(NAMED)) + len(damages(FINISHED)) + 2 * (len(SPARED) + len(CACHED)) + len(WRITES) + 4 + 9
+)  # two of each teacher; loss twice, gradient, importance, logits twice, no label, memory, folder

@@ -82,10 +82,17 @@ def load_model(
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
+    outputs = config.num_labels
+    another = CheckpointError(
+        f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
+        " pretrained one that it was made of"
+    )
     with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
                 raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
+            if head != "causal" and num_labels not in (None, outputs):
+                raise another
             pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
                 name, config=config, dtype=torch.float32, verify=False
             )
@@ -97,9 +104,14 @@ def load_model(
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
         how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
-            loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, **how
-            )
+            try:
+                loaded: Any = plain_class(config.model_type, head).from_pretrained(
+                    where, config=config, dtype=torch.float32, output_loading_info=True, **how
+                )
+            except RuntimeError as error:
+                if num_labels in (None, outputs) or "ignore_mismatched_sizes" not in str(error):
+                    raise
+                raise another from error
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.

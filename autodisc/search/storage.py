@@ -110,14 +110,16 @@ def open_study(
     metric_name: str,
     say: Say = lambda text: None,
     heartbeat_s: int | None = None,
+    wait_s: float = 0.0,
 ) -> optuna.Study:
     """Create a study, or go on with it; raises StudyError when it was made with another configuration.
 
-    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them.
+    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them. A database may take
+    ``wait_s`` to be reachable.
     """
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s)
+        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
         if recorded is None:
