@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
-from autodisc.files import check_writable, write_json
+from autodisc.files import check_writable, disk_error, write_json
 from autodisc.models.checkpoints import (
     FINE_TUNED,
     fingerprint,
@@ -389,22 +388,18 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except AutodiscError:
         raise
     except Exception as error:
-        found = _disk_error(error)
+        found = _kept_from_writing(error)
         if found is None:
             raise
+        written = found.filename2 or found.filename or folder  # of a copy or a rename the second one
         raise AutodiscError(
-            f"{found.filename or folder}: cannot be written ({found.strerror or found}); what was finished is kept, "
+            f"{written}: cannot be written ({found.strerror or found}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
 
 
-def _disk_error(error: BaseException) -> OSError | None:
-    """What the disk said, also where another error came of it: Optuna's journal then speaks of a lock."""
+def _kept_from_writing(error: BaseException) -> OSError | None:
+    """What the disk or its rights said, also where another error came of it: Optuna's journal then speaks of a lock."""
     if isinstance(error, OSError):
         return None if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)) else error
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    return disk_error(error)
