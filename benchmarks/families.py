@@ -5,10 +5,10 @@
 
 Teacher and student of sparsity .9 (units ranked at random) run side by side through their modules, in turn. Memory is
 what a fresh process's peak rises by above the loaded teacher: of importance, first order, over one batch of 8 x 64
-tokens, and of one sandwich step (.6, .9 and one between, distilled from logits and all hidden states, AdamW's moments
-included). "again" is with activation checkpoints. Published base sizes; llama, mistral, qwen2, qwen3 and gemma, which
-have none, all get SmolLM2-135M's (30 layers, 576 wide, 9 heads on 3) with 32,000 tokens. A vit reads images of 224 x
-224, 197 tokens, and has no task here that importance could be estimated on.
+tokens, and of one sandwich step (.6, .9 and one between, distilled from logits and all hidden states, embeddings
+frozen, AdamW's moments included). "again" is with activation checkpoints. Published base sizes; llama, mistral, qwen2,
+qwen3 and gemma, which have none, all get SmolLM2-135M's (30 layers, 576 wide, 9 heads on 3) with 32,000 tokens. A vit
+reads images of 224 x 224, 197 tokens, and has no task here that importance could be estimated on.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import argparse
 import gc
 import json
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from common import Row, publish
+from common import GIVEN_BACK, Row, in_a_fresh_process, publish
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
@@ -51,11 +50,12 @@ from transformers import (
 from autodisc.config import ImportanceConfig, RuntimeConfig
 from autodisc.costs import Ledger
 from autodisc.models.latency import random_inputs, take_turns
-from autodisc.models.layouts import LAYOUTS, base_shape, encoder_parameters, uncached
+from autodisc.models.layouts import LAYOUTS, base_shape, embeddings, encoder_parameters, uncached
 from autodisc.models.modeling_autodisc import plain_class
 from autodisc.pruning.candidates import Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import estimate_importance
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import Runtime, make_runtime, seeded
 from autodisc.tasks.data import Task
 from autodisc.tasks.metrics import METRICS
@@ -127,19 +127,17 @@ def main() -> None:
     for family in options.families:
         row: Row = {"family": family}
         for measure in MEASURES:
-            row |= _in_a_fresh_process(family, measure, options)
+            row |= _measured(family, measure, options)
         print(row, file=sys.stderr)
         rows.append(row)
     publish("families", rows, runtime, batch=ROWS, length=LENGTH, sparsity=SPARSITY, turns=options.turns)
 
 
-def _in_a_fresh_process(family: str, measure: str, options: argparse.Namespace) -> Row:
+def _measured(family: str, measure: str, options: argparse.Namespace) -> Row:
     named = {"--families": family, "--measure": measure, "--turns": options.turns, "--seed": options.seed}
     named["--threads"] = options.threads
-    command = [sys.executable, __file__, *(str(part) for pair in named.items() for part in pair)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
+    environment = {} if measure == "speed" else GIVEN_BACK
+    return in_a_fresh_process(__file__, [part for pair in named.items() for part in pair], environment=environment)
 
 
 def teacher(family: str) -> PreTrainedModel:
@@ -202,7 +200,11 @@ def sandwich(model: PreTrainedModel, runtime: Runtime, _: int) -> Row:
 
     def step(checkpointing: bool) -> None:
         supernet = Supernet(extract(model, ranking, wide), ranking, checkpointing=checkpointing)
-        optimizer = torch.optim.AdamW(supernet.model.parameters(), fused=True)
+        for module in embeddings(supernet.model):
+            module.requires_grad_(False)
+        trained = [parameter for parameter in supernet.model.parameters() if parameter.requires_grad]
+        own_memory(trained)
+        optimizer = torch.optim.AdamW(trained, fused=True)
         with torch.no_grad(), uncached(model):
             expected = model(**given, output_hidden_states=True)
         for each in candidates:
