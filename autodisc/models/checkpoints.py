@@ -61,9 +61,14 @@ SAFE = {"trust_remote_code": False}
 
 
 def load_model(
-    name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
+    name: str | Path,
+    *,
+    head: Head | None = None,
+    num_labels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> PreTrainedModel:
-    """A model in fp32, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
+    """A model, its weights in ``dtype``, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
@@ -87,7 +92,7 @@ def load_model(
             if head != found:
                 raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
             pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
-                name, config=config, dtype=torch.float32, verify=False
+                name, config=config, dtype=dtype, verify=False
             )
             return pruned
         if num_labels is not None:
@@ -98,7 +103,7 @@ def load_model(
         how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
             loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, **how
+                where, config=config, dtype=dtype, output_loading_info=True, **how
             )
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
@@ -110,7 +115,7 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = _dequantised(model, head) if of_gguf else model
+    opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model
     return opened.eval()
 
 

@@ -50,7 +50,10 @@ class Supernet:
             yield model
 
     def extract(self, candidate: Candidate) -> PreTrainedModel:
-        """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher)."""
+        """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher).
+
+        What has no units is the supernet's own; see surgery.py before it is trained by hand.
+        """
         plain = in_same_memory(self.model)
         for layer, block in enumerate(blocks(plain)):
             block.select(
@@ -68,15 +71,16 @@ class Supernet:
 
 
 def extract(model: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
-    """``candidate`` cut out of a model, without a supernet."""
+    """``candidate`` cut out of a model, without a supernet; see surgery.py before it is trained by hand.
+
+    In fp32, also of a teacher whose weights are in bf16: an optimizer's steps are too small for these.
+    """
     heads, neurons = ranking.by_layer()
-    return keep(
-        model,
-        Kept(
-            tuple(tuple(sorted(o[:n])) for o, n in zip(heads, candidate.heads, strict=True)),
-            tuple(tuple(sorted(o[:n])) for o, n in zip(neurons, candidate.neurons, strict=True)),
-        ),
+    kept = Kept(
+        tuple(tuple(sorted(o[:n])) for o, n in zip(heads, candidate.heads, strict=True)),
+        tuple(tuple(sorted(o[:n])) for o, n in zip(neurons, candidate.neurons, strict=True)),
     )
+    return keep(model, kept).float()
 
 
 def _present(orders: list[list[int]], kept: tuple[tuple[int, ...], ...]) -> list[list[int]]:
