@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +24,7 @@ import datasets
 import numpy as np
 import torch
 from common import GIVEN_BACK, Row, in_a_fresh_process, publish
+from llamas import at_random
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
@@ -50,9 +50,9 @@ from transformers import (
 from autodisc.config import ImportanceConfig, RuntimeConfig
 from autodisc.costs import Ledger
 from autodisc.models.latency import random_inputs, take_turns
-from autodisc.models.layouts import LAYOUTS, base_shape, embeddings, encoder_parameters, uncached
+from autodisc.models.layouts import LAYOUTS, embeddings, encoder_parameters, uncached
 from autodisc.models.modeling_autodisc import plain_class
-from autodisc.pruning.candidates import Ranking, candidate, nested_candidates
+from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.importance import estimate_importance
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.pruning.surgery import own_memory
@@ -142,14 +142,6 @@ def _measured(family: str, measure: str, options: argparse.Namespace) -> Row:
 
 def teacher(family: str) -> PreTrainedModel:
     return plain_class(family, LAYOUTS[family].heads[0])._from_config(BASE[family]()).eval()
-
-
-def at_random(model: PreTrainedModel, seed: int) -> Ranking:
-    L, H, N = base_shape(model.config)
-    orders = [[(layer, i) for layer in range(L) for i in range(n)] for n in (H, N)]
-    for order in orders:
-        random.Random(seed).shuffle(order)
-    return Ranking(tuple(orders[0]), tuple(orders[1]), L)
 
 
 def speed(model: PreTrainedModel, runtime: Runtime, turns: int) -> Row:

@@ -115,7 +115,7 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model
+    opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model  # type: ignore[arg-type]
     return opened.eval()
 
 
