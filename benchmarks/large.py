@@ -5,8 +5,8 @@
 
 Random weights, random text, grouped-query attention; at bf16 the teacher's weights are in bf16, too. Importance: first
 order, one round. Sandwich: ``--steps`` steps over sparsities .3, .6 and .9, the teacher running along. FLOPs are
-counted (costs.py; of generation 2 for every parameter and token), and their rate stands beside the peak of a square matrix
-product that was measured in the same run. Memory is the process's peak, on a GPU torch's. ``agree``: the largest
+counted (costs.py; of generation 2 for every parameter and token), and their rate stands beside the peak of a square
+matrix product that was measured in the same run. Memory is the process's peak, on a GPU torch's. ``agree``: the largest
 difference of the logits of a student with uneven heads from eager's, over the largest logit.
 """
 

@@ -80,7 +80,10 @@ def extract(model: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> P
         tuple(tuple(sorted(o[:n])) for o, n in zip(heads, candidate.heads, strict=True)),
         tuple(tuple(sorted(o[:n])) for o, n in zip(neurons, candidate.neurons, strict=True)),
     )
-    return keep(model, kept).float()
+    found = keep(model, kept)
+    for parameter in found.parameters():
+        parameter.data = parameter.data.float()
+    return found
 
 
 def _present(orders: list[list[int]], kept: tuple[tuple[int, ...], ...]) -> list[list[int]]:

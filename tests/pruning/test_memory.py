@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from autodisc.config import DistillationConfig, ImportanceConfig, RecoveryConfig
 from autodisc.costs import Ledger
 from autodisc.distillation.schedule import recover
+from autodisc.footprint import Live
 from autodisc.models.layouts import blocks, embeddings
 from autodisc.pruning.candidates import nested_candidates
 from autodisc.pruning.importance import estimate_importance
@@ -23,28 +20,6 @@ from autodisc.pruning.surgery import in_same_memory, own_memory
 from autodisc.search.scorers import Cuts
 
 SPARSITIES = (0.3, 0.6)
-
-
-class Live(TorchDispatchMode):
-    """The most bytes that were in use at once of what was made inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peak = 0
-        self._made: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {
-            leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
-        }
-        out = func(*args, **(kwargs or {}))
-        self._made = {key: kept for key, kept in self._made.items() if not kept[0].expired()}
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, torch.Tensor) and leaf.untyped_storage()._cdata not in given:
-                storage = leaf.untyped_storage()
-                self._made[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-        self.peak = max(self.peak, sum(size for _, size in self._made.values()))
-        return out
 
 
 def pointers(model) -> dict[str, int]:
