@@ -243,7 +243,7 @@ def open_workspace(
         )
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
-            teacher = load_model(name, head=head, num_labels=fresh)
+            teacher = load_model(name, head=head, num_labels=fresh, dtype=_weights(config, runtime, finetune))
         if head == "sequence" and teacher.config.pad_token_id is None:  # a decoder finds a text's end by it
             teacher.config.pad_token_id = tokenizer.pad_token_id
         if finetune and task.label_names is not None:
@@ -266,6 +266,18 @@ def open_workspace(
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _weights(config: StudyConfig, runtime: Runtime, finetune: bool) -> torch.dtype:
+    """Of the teacher, unless it is trained; raises ConfigError where nothing could multiply them."""
+    if config.teacher.dtype == "fp32" or finetune:
+        return torch.float32
+    if runtime.precision != "bf16":
+        raise ConfigError(
+            f"teacher.dtype: got bf16, where this device computes in {runtime.precision}; add --precision bf16, or"
+            " leave the weights in fp32"
+        )
+    return torch.bfloat16
 
 
 def _check_positions(model: PreTrainedModel, name: str, task: Task) -> None:

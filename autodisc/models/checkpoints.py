@@ -61,9 +61,14 @@ SAFE = {"trust_remote_code": False}
 
 
 def load_model(
-    name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
+    name: str | Path,
+    *,
+    head: Head | None = None,
+    num_labels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> PreTrainedModel:
-    """A model in fp32, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
+    """A model, its weights in ``dtype``, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
@@ -94,7 +99,7 @@ def load_model(
             if head != "causal" and num_labels not in (None, outputs):
                 raise another
             pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
-                name, config=config, dtype=torch.float32, verify=False
+                name, config=config, dtype=dtype, verify=False
             )
             return pruned
         if num_labels is not None:
@@ -106,7 +111,7 @@ def load_model(
         with hidden:  # a bar of its own, which nothing else switches off
             try:
                 loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                    where, config=config, dtype=torch.float32, output_loading_info=True, **how
+                    where, config=config, dtype=dtype, output_loading_info=True, **how
                 )
             except RuntimeError as error:
                 if num_labels in (None, outputs) or "ignore_mismatched_sizes" not in str(error):
@@ -122,7 +127,7 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = _dequantised(model, head) if of_gguf else model
+    opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model  # type: ignore[arg-type]
     return opened.eval()
 
 

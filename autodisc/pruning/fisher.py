@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -49,7 +50,7 @@ class _Moments:
     @classmethod
     def none(cls, sink: Port) -> _Moments:
         outputs, columns = sink.matrix.shape
-        new = sink.module.weight.new_zeros
+        new = partial(sink.module.weight.new_zeros, dtype=torch.float32)  # sums, also of a teacher in bf16
         return cls(0, new(columns), new(columns, columns), new(outputs, outputs))
 
     def covariance(self) -> torch.Tensor:
