@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import FINE_TUNED, load_model, load_tokenizer, own_head
-from autodisc.models.inference import EVALUATION_BATCH, forward, predict
+from autodisc.models.inference import evaluation_batch, forward, predict
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import files, sources
@@ -130,7 +130,9 @@ def evaluate_tokens(
         read = load_file(task, tokenizer, file, cache_dir=Path(folder), label_names=known, progress=progress)
         model.to(ready.device)  # type: ignore[arg-type]
         split, metric = read.validation, read.metric
-        with progress.stage(f"Evaluating on {file.name}", number_of_batches(split, EVALUATION_BATCH)) as bar:
+        with progress.stage(
+            f"Evaluating on {file.name}", number_of_batches(split, evaluation_batch(split, read))
+        ) as bar:
             said = predict(model, split, task=read, runtime=ready, bar=bar)
     return scores(said, split.labels, metric, split=str(file), seed=runtime.seed, classes=read.num_labels)
 

@@ -30,7 +30,7 @@ from autodisc.models.checkpoints import (
     own_head,
     resolve,
 )
-from autodisc.models.inference import forward_macs, predict, width
+from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.modeling_autodisc import CODE, Head, head_of
@@ -42,6 +42,7 @@ from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import scores
+from autodisc.tasks.batches import number_of_batches
 from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP = "set-up"
@@ -157,15 +158,18 @@ class Workspace:
         return self._predict(model, split, raw)
 
     def _predict(self, model: PreTrainedModel, split: Split, reader: Reader) -> np.ndarray:
-        return predict(
-            model,
-            split,
-            task=self.task,
-            runtime=self.workshop.runtime,
-            ledger=self.ledger,
-            kind=tuple(size(model).items()),
-            reader=reader,
-        )
+        passes = number_of_batches(split, evaluation_batch(split, self.task))
+        with self.workshop.progress.stage(f"evaluating on {split.name}", passes) as bar:
+            return predict(
+                model,
+                split,
+                task=self.task,
+                runtime=self.workshop.runtime,
+                ledger=self.ledger,
+                kind=tuple(size(model).items()),
+                bar=bar,
+                reader=reader,
+            )
 
     def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
         """What predictions on a split, in its order, are worth."""
