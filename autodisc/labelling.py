@@ -2,18 +2,14 @@
 
 probability of class c = exp(logit_c) / Σ exp(logit), fp32; a regression's prediction is its one logit
 
-A file is read twice, first without the model: a mistake in the last row is found in seconds and not after hours,
-and the number of rows is known. Standard input passes by once. What is held beside the model is some thousand rows;
-to evaluate, also a prediction and a label of each row: 16 bytes.
+What is held beside the model is some thousand rows; to evaluate, also a prediction and a label of each row: 16 bytes.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,12 +21,11 @@ from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
 from autodisc.models.inference import EVALUATION_BATCH, forward
-from autodisc.models.latency import longest_input
 from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
 from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
-from autodisc.tagging import evaluate_tokens, tag_file
+from autodisc.tagging import evaluate_tokens, fitting_length, tag_file
 from autodisc.tasks import columns, files, sources
 from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import Batch, batches
@@ -38,6 +33,7 @@ from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
 from autodisc.tasks.metrics import BINARY, Metric, decode
 from autodisc.tasks.sentences import tokenised
+from autodisc.tasks.surveys import surveyed
 from autodisc.workspace import label_names
 
 PREDICTION, PROBABILITY = "prediction", "probability_"
@@ -83,16 +79,6 @@ class Classifier:
         return [(self.classes[c], *map(_short, row)) for c, row in zip(chosen, shares, strict=True)]
 
 
-@dataclass(frozen=True)
-class Survey:
-    """What a first reading of a file found."""
-
-    texts: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: int | None  # none: not counted, as standard input passes by once
-    schema: files.Schema | None  # of Parquet, where that is written
-
-
 def predict_file(
     model: str | Path,
     file: Path | None,
@@ -115,36 +101,24 @@ def predict_file(
         return tag_file(
             model, file, out, task=task, runtime=ready, batch_size=batch_size, format=format, progress=progress
         )
-    kind = _format(out, format)
-    read: Iterable[list[Row]]
-    if file is None:
-        read = files.read_rows(None)
-        first = next(iter(read))
-        read = itertools.chain([first], read)
-        survey = dataclasses.replace(_survey([first], files.name_of(None), task, typed=kind == "parquet"), rows=None)
-    else:
-        with progress.stage(f"Reading {file.name}", None):
-            has_types = files.format_of(file, "--file") == "parquet"
-            survey = _survey(files.read_rows(file), str(file), task, typed=kind == "parquet" and not has_types)
-            if kind == "parquet" and has_types:
-                survey = dataclasses.replace(survey, schema=files.parquet_schema(file))
-        read = files.read_rows(file)
+    where, texts = files.name_of(file), _Texts(task, files.name_of(file))
+    kind = files.format_to_write(out, format)
+    survey, read = surveyed(file, texts.check, to=kind, progress=progress)
     classifier = open_classifier(model, runtime or RuntimeConfig(), task.max_length)
-    taken = [name for name in classifier.columns if name in survey.columns]
-    if taken:
-        raise DataError(f"{files.name_of(file)}: it has a column '{taken[0]}' already; rename or remove it")
-    names = (*survey.columns, *classifier.columns)
-    schema = _with_predictions(survey.schema, classifier) if survey.schema is not None else None
+    taken = next((name for name in classifier.columns if name in survey.columns), None)
+    if taken is not None:
+        raise DataError(f"{where}: it has a column '{taken}' already; rename or remove it")
+    names, schema = (*survey.columns, *classifier.columns), survey.schema
+    if schema is not None:  # a class is text, a number fp32
+        (empty,) = classifier.label(np.zeros((1, classifier.width)))
+        schema = files.with_columns(schema, dict(zip(classifier.columns, empty, strict=True)))
     done = 0
     with (
         files.writing(out, kind, names, schema) as writer,
-        progress.stage(f"Predicting {files.name_of(file)}", survey.rows) as bar,
+        progress.stage(f"Predicting {where}", survey.rows) as bar,
     ):
         for rows in read:
-            if kind != "jsonl":
-                _check_known(rows, survey.columns, files.name_of(file), done)
-            texts = _texts(rows, files.name_of(file), survey.texts, done)
-            labels = classifier.label(classifier.logits(texts, batch_size))
+            labels = classifier.label(classifier.logits(texts.of(rows, done), batch_size))
             writer.write(
                 [
                     {**row, **dict(zip(classifier.columns, new, strict=True))}
@@ -171,15 +145,15 @@ def evaluate_file(
 ) -> dict[str, Any]:
     """Metrics of a model on a labelled file, by the name of ``task`` or its metric, and their floor."""
     progress, runtime = progress or Silent(), runtime or RuntimeConfig()
-    task = task.model_copy(update={"kind": task.kind or sources.OF_KINDS.get(file.suffix)})
+    task = task.model_copy(update={"kind": task.kind or sources.OF_KINDS.get(file.suffix.lower())})
     metric = find_metric(task)
     if metric.kind in ("tokens", "causal-lm"):
         if onnx_file(model) is not None:
             raise ConfigError(f"--model: {model} is ONNX; on words and text the folder of the torch model is evaluated")
         return evaluate_tokens(model, file, task, runtime, progress)
     seen = _Labels(task.label, str(file), metric.kind)
-    with progress.stage(f"Reading {file.name}", None):
-        survey = _survey(files.read_rows(file), str(file), task, labels=seen)
+    texts = _Texts(task, str(file), seen)
+    survey, read = surveyed(file, texts.check, progress=progress)
     classifier = open_classifier(model, runtime, task.max_length)
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
@@ -187,11 +161,11 @@ def evaluate_file(
     labels = seen.read_as(classifier.classes, metric)
     predicted, actual, done = [], [], 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
-        for rows in files.read_rows(file):
+        for rows in read:
             numbers = [
                 labels.number(row.get(task.label), str(file), i, task.label) for i, row in enumerate(rows, done + 1)
             ]
-            logits = classifier.logits(_texts(rows, str(file), survey.texts, done), EVALUATION_BATCH)
+            logits = classifier.logits(texts.of(rows, done), EVALUATION_BATCH)
             predicted.append(decode(logits, metric.kind))
             actual.append(np.array(numbers, np.float32 if labels.names is None else np.int64))
             done += len(rows)
@@ -224,12 +198,7 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     tokenizer, model = load_tokenizer(name), load_model(name)
     if own_head(model) != "sequence":
         raise ModelError(f"--model: {name} is a {FINE_TUNED[own_head(model)]}; for it give a task of its --kind")
-    if tokenizer.pad_token_id is None:
-        raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
-    longest = min(max_length, tokenizer.model_max_length)
-    most = longest_input(model)
-    if most is not None and longest > most:
-        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {most} tokens, give no more")
+    longest = fitting_length(model, tokenizer, max_length, name=str(name))
     model.to(runtime.device)  # type: ignore[arg-type]
 
     def run(batch: Batch) -> np.ndarray:
@@ -289,60 +258,29 @@ class _Labels:
         return labels
 
 
-def _survey(
-    read: Iterable[list[Row]], where: str, task: TaskConfig, *, typed: bool = False, labels: _Labels | None = None
-) -> Survey:
-    """Read every row once, and check what a model needs of it; ``typed`` asks for the types of the columns."""
-    texts: tuple[str, ...] = ()
-    names: dict[str, None] = {}
-    schema, done = None, 0
-    for rows in read:
-        names.update(dict.fromkeys(name for row in rows for name in row))
-        if not texts:
-            texts = columns.text_columns(task, list(names), where)
-            columns.check_columns(list(names), where, texts, labels.column if labels else None)
-        _texts(rows, where, texts, done)
+class _Texts:
+    """The text columns of a file, found among its first rows' names; and what is checked of every row."""
+
+    def __init__(self, task: TaskConfig, where: str, labels: _Labels | None = None) -> None:
+        self._task, self._where, self._labels = task, where, labels
+        self._names: tuple[str, ...] = ()
+
+    def check(self, rows: Sequence[Row], names: Sequence[str], done: int) -> None:
+        labels = self._labels
+        if not self._names:
+            self._names = columns.text_columns(self._task, names, self._where)
+            columns.check_columns(names, self._where, self._names, labels.column if labels else None)
+        self.of(rows, done)
         if labels is not None:
             for i, row in enumerate(rows, done + 1):
-                labels.see(columns.filled(row.get(labels.column), where, i, labels.column), i)
-        if typed:
-            new = files.schema_of(rows, list(names))
-            schema = new if schema is None else files.joined([schema, new])
-        done += len(rows)
-    return Survey(texts, tuple(names), done, schema)
+                labels.see(columns.filled(row.get(labels.column), self._where, i, labels.column), i)
 
-
-def _texts(rows: Sequence[Row], where: str, names: Sequence[str], done: int) -> list[tuple[str, ...]]:
-    """The text columns of rows that ``done`` others came before."""
-    return [
-        tuple(columns.as_text(row.get(name), where, i, name) for name in names) for i, row in enumerate(rows, done + 1)
-    ]
-
-
-def _format(out: Path | None, asked: files.Format | None) -> files.Format:
-    if out is None:
-        if asked == "parquet":
-            raise ConfigError("--format parquet: not for standard output; give --out FILE.parquet")
-        return asked or "jsonl"
-    return asked or files.format_of(out, "--out")
-
-
-def _check_known(rows: Sequence[Row], known: Sequence[str], where: str, done: int) -> None:
-    """Only standard input can bring a column late; a file was read to its end before."""
-    for i, row in enumerate(rows, done + 1):
-        new = next((name for name in row if name not in known), None)
-        if new is not None:
-            raise DataError(f"{where} row {i}: new column '{new}', which csv and parquet cannot add; write jsonl")
-
-
-def _with_predictions(schema: files.Schema, classifier: Classifier) -> files.Schema:
-    """The types of what is written: a class is text, a number fp32."""
-    added = [
-        dict(zip(classifier.columns, row, strict=True)) for row in classifier.label(np.zeros((1, classifier.width)))
-    ]
-    for field in files.schema_of(added, classifier.columns):
-        schema = schema.append(field)
-    return schema
+    def of(self, rows: Sequence[Row], done: int) -> list[tuple[str, ...]]:
+        """The texts of rows that ``done`` others came before."""
+        return [
+            tuple(columns.as_text(row.get(name), self._where, i, name) for name in self._names)
+            for i, row in enumerate(rows, done + 1)
+        ]
 
 
 def _short(value: np.floating) -> float:

@@ -8,7 +8,6 @@ length have the tag O, or where there is none of that name the first.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 import time
@@ -21,8 +20,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import ConfigError, DataError, ModelError
-from autodisc.models.checkpoints import FINE_TUNED, load_model, load_tokenizer, own_head
+from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
 from autodisc.models.inference import evaluation_batch, forward, predict
+from autodisc.models.latency import longest_input
+from autodisc.models.modeling_autodisc import head_of
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import files, sources
@@ -31,10 +32,12 @@ from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import find_kind, load_file
 from autodisc.tasks.files import Row
 from autodisc.tasks.formats import read_conll
+from autodisc.tasks.metrics import check_finite
 from autodisc.tasks.sources import CONLL
 from autodisc.tasks.splits import IGNORED
+from autodisc.tasks.surveys import Survey, surveyed
 from autodisc.tasks.words import OUTSIDE, as_words, columns_of, tokenised_words
-from autodisc.workspace import HEADS, label_names
+from autodisc.workspace import HEADS, check_positions, label_names
 
 PREDICTION = "prediction"
 
@@ -58,24 +61,33 @@ class Tagger:
         for batch in batches(split, batch_size=self.batch_size, pad_token_id=pad, generator=None):
             batch = batch.to(self.runtime.device)
             logits = forward(self.model, batch, runtime=self.runtime, ledger=None, kind="forward")
-            likeliest, begins = logits.argmax(-1).cpu().numpy(), batch.labels.cpu().numpy() != IGNORED  # (B, T)
-            for row, own, places in zip(batch.rows.tolist(), likeliest, begins, strict=True):
+            said, begins = logits.float().cpu().numpy(), batch.labels.cpu().numpy() != IGNORED  # (B, T, V), (B, T)
+            check_finite(said, "logits")  # before the argmax, which would hide them
+            for row, own, places in zip(batch.rows.tolist(), said.argmax(-1), begins, strict=True):
                 seen = [self.names[tag] for tag in own[places]]
                 found[row][: len(seen)] = seen
         return found
 
 
 def open_tagger(name: str | Path, runtime: Runtime, max_length: int, batch_size: int) -> Tagger:
-    """A model's folder or hub name; raises ModelError for one that gives words no tags."""
+    """A token classifier's folder or hub name."""
     tokenizer, model = load_tokenizer(name), load_model(name)
-    names, head = label_names(model.config), own_head(model)
-    if head != "token" or names is None:
-        raise ModelError(
-            f"--model: {name} is a {FINE_TUNED[head]}, which gives words no tags; what it makes of a text:"
-            " autodisc evaluate --file TEXT.txt"
-        )
+    names = label_names(model.config)
+    if names is None:
+        raise ModelError(f"--model: {name} has one class, which tells no words apart; give another")
+    longest = fitting_length(model, tokenizer, max_length, name=str(name))
     model.to(runtime.device)  # type: ignore[arg-type]
-    return Tagger(model, tokenizer, names, min(max_length, tokenizer.model_max_length), runtime, batch_size)
+    return Tagger(model, tokenizer, names, longest, runtime, batch_size)
+
+
+def fitting_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, *, name: str) -> int:
+    """Tokens that a row is cut to; raises ConfigError where the model has fewer positions."""
+    if tokenizer.pad_token_id is None:
+        raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
+    longest, most = min(max_length, tokenizer.model_max_length), longest_input(model)
+    if most is not None and longest > most:
+        raise ConfigError(f"--max-length: got {max_length}; {name} has positions for {most} tokens, give no more")
+    return longest
 
 
 def tag_file(
@@ -90,18 +102,31 @@ def tag_file(
     progress: Progress,
 ) -> dict[str, Any]:
     """Write the rows of ``file`` with the tags of their words to ``out``; None is standard input, or output."""
-    since, done, where = time.perf_counter(), 0, files.name_of(file)
-    tagger = open_tagger(name, runtime, task.max_length, batch_size)
-    chunks = iter(_read(file))
-    first = next(chunks)
-    columns = tuple(dict.fromkeys(name for row in first for name in row))
-    words, _ = columns_of(task, columns, where)
-    if PREDICTION in columns:
+    head = head_of(load_model_config(name))
+    if head is not None and head != "token":
+        raise ModelError(
+            f"--model: {name} is a {FINE_TUNED[head]}, which gives words no tags; what it makes of a text:"
+            " autodisc evaluate --file TEXT.txt"
+        )
+    since, where, column = time.perf_counter(), files.name_of(file), ""
+    to = None if is_conll(out) and format is None else files.format_to_write(out, format)  # none: CoNLL
+
+    def sentences(rows: Sequence[Row], done: int) -> list[list[str]]:
+        return [as_words(row.get(column), f"{where} row {i}") for i, row in enumerate(rows, done + 1)]
+
+    def check(rows: Sequence[Row], names: Sequence[str], done: int) -> None:
+        nonlocal column
+        column = column or columns_of(task, names, where)[0]
+        sentences(rows, done)
+
+    survey, read = surveyed(file, check, to=to, progress=progress, read=_read)
+    if PREDICTION in survey.columns:
         raise DataError(f"{where}: it has a column '{PREDICTION}' already; rename or remove it")
-    with _writing(out, format, first, columns, words) as write, progress.stage(f"Tagging {where}", None) as bar:
-        for rows in itertools.chain([first], chunks):
-            sentences = [as_words(row.get(words), f"{where} row {i}") for i, row in enumerate(rows, done + 1)]
-            tags = tagger.tags(sentences)
+    tagger = open_tagger(name, runtime, task.max_length, batch_size)
+    done = 0
+    with _writing(out, to, survey, column) as write, progress.stage(f"Tagging {where}", survey.rows) as bar:
+        for rows in read:
+            tags = tagger.tags(sentences(rows, done))
             write([{**row, PREDICTION: own} for row, own in zip(rows, tags, strict=True)])
             done += len(rows)
             bar.advance(len(rows))
@@ -117,7 +142,7 @@ def evaluate_tokens(
     name: str | Path, file: Path, task: TaskConfig, runtime: RuntimeConfig, progress: Progress
 ) -> dict[str, Any]:
     """Words or text: the file is read whole, as a split is."""
-    if file.suffix not in sources.OF_KINDS:
+    if file.suffix.lower() not in sources.OF_KINDS:
         files.format_of(file, "--file")
     if not file.is_file():
         raise DataError(f"{file}: no such file")
@@ -128,17 +153,21 @@ def evaluate_tokens(
     known = label_names(model.config) if head == "token" else None
     with tempfile.TemporaryDirectory(prefix="autodisc-") as folder:
         read = load_file(task, tokenizer, file, cache_dir=Path(folder), label_names=known, progress=progress)
+        check_positions(model, str(name), read)
         model.to(ready.device)  # type: ignore[arg-type]
         split, metric = read.validation, read.metric
-        with progress.stage(
-            f"Evaluating on {file.name}", number_of_batches(split, evaluation_batch(split, read))
-        ) as bar:
+        passes = number_of_batches(split, evaluation_batch(split, read))
+        with progress.stage(f"Evaluating on {file.name}", passes) as bar:
             said = predict(model, split, task=read, runtime=ready, bar=bar)
     return scores(said, split.labels, metric, split=str(file), seed=runtime.seed, classes=read.num_labels)
 
 
+def is_conll(path: Path | None) -> bool:
+    return path is not None and path.suffix.lower() == CONLL
+
+
 def _read(file: Path | None) -> Iterable[list[Row]]:
-    if file is None or file.suffix != CONLL:
+    if file is None or not is_conll(file):
         return files.read_rows(file)
     rows: list[Row] = [{"tokens": words} for words in read_conll(file, tagged=False)["tokens"]]
     return (rows[start : start + files.AT_ONCE] for start in range(0, len(rows), files.AT_ONCE))
@@ -146,21 +175,17 @@ def _read(file: Path | None) -> Iterable[list[Row]]:
 
 @contextlib.contextmanager
 def _writing(
-    out: Path | None, asked: files.Format | None, first: Sequence[Row], columns: tuple[str, ...], words: str
+    out: Path | None, to: files.Format | None, survey: Survey, words: str
 ) -> Iterator[Callable[[Sequence[Row]], None]]:
     """Takes rows with their tags; a file has its name when all are written."""
-    if out is not None and out.suffix == CONLL and asked is None:
+    if to is None:
+        assert out is not None, "CoNLL goes to a file of that name"
         with _writing_conll(out, words) as write:
             yield write
         return
-    if out is None and asked == "parquet":
-        raise ConfigError("--format parquet: not for standard output; give --out FILE.parquet")
-    kind = asked or ("jsonl" if out is None else files.format_of(out, "--out"))
-    columns = (*columns, PREDICTION)
-    tagged = [{**row, PREDICTION: [OUTSIDE]} for row in first]
-    schema = files.schema_of(tagged, columns) if kind == "parquet" else None
-    with files.writing(out, kind, columns, schema) as writer:
-        yield lambda rows: writer.write([_flat(row) for row in rows] if kind == "csv" else rows)
+    schema = None if survey.schema is None else files.with_columns(survey.schema, {PREDICTION: [OUTSIDE]})
+    with files.writing(out, to, (*survey.columns, PREDICTION), schema) as writer:
+        yield lambda rows: writer.write([_flat(row) for row in rows] if to == "csv" else rows)
 
 
 def _flat(row: Row) -> Row:

@@ -260,12 +260,12 @@ def open_workspace(
                 "give a teacher that was fine-tuned on this task"
             )
         teacher.to(runtime.device)  # type: ignore[arg-type]
-        _check_positions(teacher, name, task)
+        check_positions(teacher, name, task)
         other = None
         if config.student_model is not None and not finetune:
             other = _other_student(config.student_model, teacher, tokenizer, runtime)
             config = config.with_student(other.sparsity)
-            _check_positions(other.model, str(config.student_model), task)
+            check_positions(other.model, str(config.student_model), task)
         pruning = config.search.importance
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
@@ -284,7 +284,7 @@ def _weights(config: StudyConfig, runtime: Runtime, finetune: bool) -> torch.dty
     return torch.bfloat16
 
 
-def _check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
+def check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
     """Raise ConfigError, before anything is trained, for texts of more tokens than ``model`` has positions."""
     longest = max(int(split.lengths.max()) for split in (task.train, task.validation, task.final, *task.extra.values()))
     most = longest_input(model)

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -19,10 +22,11 @@ from autodisc.comparison.config import make_comparison
 from autodisc.comparison.running import run
 from autodisc.comparison.summary import report
 from autodisc.config import RuntimeConfig, StudyConfig, TaskConfig, make_config
-from autodisc.errors import ConfigError, DataError, ModelError
+from autodisc.errors import ConfigError, DataError, ModelError, TrainingError
 from autodisc.exporting import export
 from autodisc.labelling import evaluate_file, predict_file
-from autodisc.models.checkpoints import load_model, load_tokenizer
+from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.tasks import files
 from autodisc.tasks.data import load_task
 from autodisc.tasks.formats import read_conll
 from autodisc.tasks.splits import IGNORED
@@ -129,8 +133,6 @@ def test_a_file_gets_a_tag_for_every_word(tagged, tmp_path, suffix):
         assert [row["tokens"] for row in rows] == true["tokens"]
         said = [row["prediction"] for row in rows]
     else:
-        import pandas
-
         table = pandas.read_csv(out) if suffix == ".csv" else pandas.read_parquet(out)
         said = [cell.split() if isinstance(cell, str) else list(cell) for cell in table["prediction"]]
     right = [a == b for one, other in zip(said, true["tags"], strict=True) for a, b in zip(one, other, strict=True)]
@@ -184,6 +186,72 @@ def test_a_file_of_words_that_has_predictions_or_none_is_refused(tagged, tmp_pat
     path.write_text('{"tokens": ["w1"]}\n')
     with pytest.raises(ConfigError, match="--format parquet"):
         predict_file(tagged / "teacher", path, None, task=task, format="parquet")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
+def test_a_column_that_comes_late_is_kept_beside_the_tags(tagged, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(files.read_rows, "__kwdefaults__", {"at_once": 4})
+    rows = [*({"tokens": ["good", "w1"]} for _ in range(6)), {"tokens": ["w1"], "new": 7}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    out, task = tmp_path / f"out{suffix}", TaskConfig(name="mine")
+    predict_file(tagged / "teacher", tmp_path / "in.jsonl", out, task=task, runtime=RuntimeConfig(**RUNTIME))
+    if suffix == ".jsonl":
+        last = json.loads(out.read_text().splitlines()[-1])
+        assert (last["new"], last["prediction"]) == (7, ["O"])
+    else:
+        table = pandas.read_csv(out) if suffix == ".csv" else pandas.read_parquet(out)
+        assert (len(table), table["new"].iloc[-1], table["new"].notna().sum()) == (7, 7, 1)
+
+
+def test_a_parquet_file_of_words_keeps_its_types(tagged, tmp_path):
+    table = pa.table({"tokens": [["good"], ["w1", "w2"]], "n": pa.array([1, None], pa.int8())})
+    pq.write_table(table, tmp_path / "in.parquet")
+    source, out, task = tmp_path / "in.parquet", tmp_path / "out.parquet", TaskConfig(name="mine")
+    predict_file(tagged / "teacher", source, out, task=task, runtime=RuntimeConfig(**RUNTIME))
+    found = pq.read_table(out)
+    assert found.drop(["prediction"]).equals(table)
+    assert found["prediction"].to_pylist() == [["B-one"], ["O", "O"]]
+
+
+def test_a_mistake_in_the_last_row_of_words_is_found_without_the_model(tagged, tmp_path, monkeypatch):
+    monkeypatch.setattr("autodisc.tagging.load_model", None)
+    (tmp_path / "in.jsonl").write_text('{"tokens": ["w1"]}\n' * 5 + '{"tokens": []}\n')
+    with pytest.raises(DataError, match="row 6: no words"):
+        predict_file(tagged / "teacher", tmp_path / "in.jsonl", tmp_path / "out.jsonl", task=TaskConfig(name="mine"))
+
+
+def test_a_model_that_answers_nan_gives_no_tags(tagged, tmp_path):
+    model = load_model(tagged / "teacher")
+    with torch.no_grad():
+        model.classifier.bias[0] = float("nan")
+    save_model(model, load_tokenizer(tagged / "teacher"), tmp_path / "bad")
+    with pytest.raises(TrainingError, match="not finite"):
+        predict_file(tmp_path / "bad", tagged / "data" / "test.conll", tmp_path / "o.conll", task=TaskConfig(name="m"))
+    assert not (tmp_path / "o.conll").exists()
+
+
+def test_words_of_more_tokens_than_the_model_has_positions_are_refused(tagged, tmp_path):
+    model, tokenizer = load_model(tagged / "teacher"), copy.deepcopy(load_tokenizer(tagged / "teacher"))
+    tokenizer.model_max_length = 10_000  # as one that was saved without
+    save_model(model, tokenizer, tmp_path / "model")
+    (tmp_path / "in.conll").write_text("w1\tO\n" * 150 + "\n")
+    task, runtime = TaskConfig(name="mine", max_length=300), RuntimeConfig(**RUNTIME)
+    with pytest.raises(ConfigError, match=r"--max-length: got 300; .* has positions for 140 tokens"):
+        predict_file(tmp_path / "model", tmp_path / "in.conll", tmp_path / "o.conll", task=task, runtime=runtime)
+    with pytest.raises(ConfigError, match="has positions for 140 tokens, and a text has 152; give 140"):
+        evaluate_file(tmp_path / "model", tmp_path / "in.conll", task=task, runtime=runtime)
+
+
+@pytest.mark.parametrize("name", ["IN.CONLL", "IN.JSONL"])
+def test_a_files_ending_may_be_in_capitals_and_nothing_is_printed(tagged, tmp_path, capfd, name):
+    rows = ['{"tokens": ["good", "w1"], "tags": ["B-one", "O"]}\n', "good\tB-one\nw1\tO\n\n"]
+    (tmp_path / name).write_text(rows[name.endswith("CONLL")])
+    task, runtime = TaskConfig(name="mine", kind="tokens"), RuntimeConfig(**RUNTIME)
+    assert evaluate_file(tagged / "teacher", tmp_path / name, task=task, runtime=runtime)["metric"] == 1
+    result = predict_file(tagged / "teacher", tmp_path / name, tmp_path / "OUT.CONLL", task=task, runtime=runtime)
+    assert result["rows"] == 1
+    assert read_conll(tmp_path / "OUT.CONLL") == {"tokens": [["good", "w1"]], "tags": [["B-one", "O"]]}
+    assert capfd.readouterr() == ("", "")
 
 
 def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):

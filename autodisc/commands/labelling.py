@@ -91,7 +91,8 @@ def evaluate(
     if file is not None:
         from autodisc.tasks.sources import OF_KINDS
 
-        kind = {"task.kind": OF_KINDS[file.suffix]} if file.suffix in OF_KINDS else {}
+        suffix = file.suffix.lower()
+        kind = {"task.kind": OF_KINDS[suffix]} if suffix in OF_KINDS else {}
         request = dataclasses.replace(request, settings={**kind, **request.settings})
     config = request.config()
     if file is not None and (split is not None or "task.data" in request.settings):

@@ -130,7 +130,8 @@ def load_file(
     """A task whose splits are all one labelled file, for words and texts."""
     metric = find_metric(config)
     pad = _padding(tokenizer, metric.kind)
-    rows, name = sources.read_file(file, file.name, cache_dir), str(file)
+    with sources.quiet_datasets():
+        rows, name = sources.read_file(file, file.name, cache_dir), str(file)
     made = _ROWS[metric.kind](
         config, tokenizer, {name: rows}, metric=metric, known=label_names, cache_dir=cache_dir, progress=progress
     )

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, get_args
 
-from autodisc.errors import DataError
+from autodisc.errors import ConfigError, DataError
 from autodisc.tasks.sources import FORMATS, csv_names
 
 if TYPE_CHECKING:
@@ -34,6 +34,15 @@ def format_of(path: Path, option: str) -> Format:
         if path.suffix.lower() == f".{name}":
             return name
     raise DataError(f"{option} {path}: no format of that name; expected a file that ends in {', '.join(FORMATS)}")
+
+
+def format_to_write(out: Path | None, asked: Format | None) -> Format:
+    """The format asked for, else ``out``'s by its name; standard output is JSON Lines."""
+    if out is None:
+        if asked == "parquet":
+            raise ConfigError("--format parquet: not for standard output; give --out FILE.parquet")
+        return asked or "jsonl"
+    return asked or format_of(out, "--out")
 
 
 def read_rows(path: Path | None, *, at_once: int = AT_ONCE) -> Iterator[list[Row]]:
@@ -75,6 +84,13 @@ def schema_of(rows: Sequence[Row], names: Sequence[str]) -> Schema:
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise _mixed(name, error) from None
     return pa.schema(fields)
+
+
+def with_columns(schema: Schema, row: Row) -> Schema:
+    """``schema`` and, behind it, the columns of ``row``."""
+    for field in schema_of([row], list(row)):
+        schema = schema.append(field)
+    return schema
 
 
 def joined(schemas: Sequence[Schema]) -> Schema:

@@ -202,10 +202,10 @@ def _from_confusions(name: str, confusions: np.ndarray, classes: Sequence[int] |
     n = confusions.sum(axis=(1, 2))
     hits = np.diagonal(confusions, axis1=1, axis2=2)  # (R, V)
     actual, predicted = confusions.sum(axis=2), confusions.sum(axis=1)  # (R, V)
-    if name == "matthews":  # Gorodkin's form for V classes
+    if name == "matthews":  # Gorodkin's form for V classes; in fp64, as n⁴ overflows int64 from 55,109 examples on
         covariance = hits.sum(axis=1) * n - (actual * predicted).sum(axis=1)
-        spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1))
-        return _ratio(covariance, np.sqrt(spread.astype(np.float64)))
+        spread = np.float64(n**2 - (actual**2).sum(axis=1)) * np.float64(n**2 - (predicted**2).sum(axis=1))
+        return _ratio(covariance, np.sqrt(spread))
     f1 = _ratio(2 * hits, actual + predicted)  # (R, V)
     if name == "f1_macro":  # over the classes that occur, as in scikit-learn
         return f1.sum(axis=1) / np.maximum((actual + predicted > 0).sum(axis=1), 1)

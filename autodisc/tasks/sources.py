@@ -103,8 +103,9 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
 
     if not path.stat().st_size:
         raise DataError(f"{path}: the {split} split is empty; expected a header and at least one row")
-    if path.suffix in OF_KINDS:
-        plain = read_conll if path.suffix == CONLL else read_text
+    suffix = path.suffix.lower()
+    if suffix in OF_KINDS:
+        plain = read_conll if suffix == CONLL else read_text
         return datasets.Dataset.from_dict(plain(path))
     # The readers themselves: load_dataset("csv") would count the call on the hub, five seconds where it cannot.
     readers = {
@@ -114,8 +115,8 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
     }
 
     def read() -> Dataset:
-        options = _csv_options(path) if path.suffix == ".csv" else {}
-        return readers[path.suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
+        options = _csv_options(path) if suffix == ".csv" else {}
+        return readers[suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
 
     try:
         try:
@@ -132,7 +133,7 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
         if "corresponds to no data" in str(cause):  # what `datasets` says of a header alone
             raise DataError(f"{path}: the {split} split is empty; expected at least one row") from error
         first = (str(cause).strip() or type(cause).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {first}") from error
+        raise DataError(f"{path}: cannot be read as {suffix[1:]}: {first}") from error
     if not len(rows):
         raise DataError(f"{path}: the {split} split is empty; expected at least one row")
     return rows

@@ -149,6 +149,15 @@ def test_resampled_confusions_score_as_the_examples_do(name, classes):
     assert value == pytest.approx(METRICS[name].score(predictions, labels))
 
 
+@pytest.mark.parametrize("name", ["f1", "f1_macro", "accuracy_f1", "matthews"])
+def test_200_000_examples_are_no_more_than_counts_can_hold(name):
+    predictions, labels = example(name, n=200_000)
+    metric = METRICS[name]
+    assert metric.each(predictions[None], labels[None])[0] == pytest.approx(metric.score(predictions, labels))
+    expected = metric.standard_error(predictions[:2_000], labels[:2_000], 0) / 10
+    assert metric.standard_error(predictions, labels, 0) == pytest.approx(expected, rel=0.3)
+
+
 @pytest.mark.parametrize("name", ["pearson", "spearman"])
 def test_resampled_correlations_score_as_the_examples_do(name):
     predictions, labels = example(name)
