@@ -9,9 +9,9 @@ and .9; a step from the second on, with the optimizer's moments) and one of the 
 along and embeddings frozen; of cutting the student out. "again" is with activation checkpoints.
 
 Predicted: the bytes of all tensors at once (footprint.py) while the same modules run on fake tensors, of which there is
-the shape alone, and 8 bytes of moments for each trained parameter:
+the shape alone, and for each trained parameter 8 bytes of moments and 4 of the start that a training goes back to:
 
-    sandwich = 4 P + 4 P + 8 P + what the backward pass needs,  P = trained parameters of the widest candidate
+    sandwich = 4 P + 4 P + 8 P + 4 P + what the backward pass needs,  P = trained parameters of the widest candidate
 
 Measured: by how much a fresh process's peak rises above what it held before, the largest sizes left out.
 """
@@ -187,7 +187,7 @@ class _FakeTeacher:
 
 
 def _predicted_training(model: PreTrainedModel, task: Task, runtime: Runtime, sparsities: tuple[float, ...]) -> int:
-    """One step of the training loop; returns the bytes of the optimizer's moments."""
+    """One step of the training loop; returns the bytes of moments and start."""
     ranking, batch = at_random(model, runtime.seed), _batch(task)
     chain: list[Candidate] = [candidate(ranking, sparsity) for sparsity in sparsities]
     net = Supernet(extract(model, ranking, chain[0]), ranking, checkpointing=runtime.checkpointing)
@@ -197,7 +197,7 @@ def _predicted_training(model: PreTrainedModel, task: Task, runtime: Runtime, sp
     own_memory(trained)
     for _, compute in objective.terms(batch, Totals(task.train.labelled, task.train.tokens), chain):
         compute().backward()
-    return 8 * sum(parameter.numel() for parameter in trained)
+    return 12 * sum(parameter.numel() for parameter in trained)
 
 
 def _batch(task: Task) -> Batch:
