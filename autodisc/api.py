@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from autodisc import rehearsal
 from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
-from autodisc.costs import save_ledger
+from autodisc.costs import save_ledger, take_paid
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.launching import check_launched, on_each_process
 from autodisc.distillation.schedule import Distilled, distill_sandwich
@@ -26,6 +26,7 @@ from autodisc.models.checkpoints import load, save_model
 from autodisc.preparing import (
     FREE,
     FREE_IN_BASELINE,
+    FREE_IN_FINETUNING,
     keep_ranking,
     made_of,
     opened,
@@ -35,7 +36,7 @@ from autodisc.preparing import (
     with_student,
 )
 from autodisc.progress import Progress
-from autodisc.resuming import LEDGER, Place, clear_records, is_teacher, made, refuse_another, unfinished_teacher
+from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
@@ -67,13 +68,13 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
     refuse_here(out)
     settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
     with disk_errors(out.parent):
-        done = made(out, "finetune", config, FREE)
+        done = made(out, "finetune", config, FREE_IN_FINETUNING)
         if done is not None:
             place.remove()
             return done
         if not place.exists() and not is_free(out):
             raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
-        refuse_another(config, place.folder, FREE)
+        refuse_another(config, place.folder, FREE_IN_FINETUNING)
         space = open_workspace(config, progress=progress, finetune=True)
         with place.claimed(space) as space:
             finetune_classifier(space.teacher, settings, space.workshop)
@@ -173,6 +174,7 @@ def distill(
             return {**alike.result, "cost": alike.values["cost"]}
         place = finished.place_to_distil(config, FREE, new=new)
         with place.claimed(finished.open(config, progress=progress)) as space:
+            take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
             chain = chain_from(space.candidates, chosen["sparsity"], space.student)
             start = finished.cut(space, chain[0])
             schedule = distill_sandwich(
@@ -225,8 +227,7 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
     results: dict[str, Any] = {}
     if config.teacher.finetune is not None:
         teacher = out / "teacher"
-        if not is_teacher(teacher):
-            results["finetune"] = finetune(config, teacher, progress=progress)
+        results["finetune"] = finetune(config, teacher, progress=progress)
         config = config.model_copy(
             update={"teacher": config.teacher.model_copy(update={"model": str(teacher), "finetune": None})}
         )

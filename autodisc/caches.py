@@ -4,7 +4,8 @@ CACHE/teacher/KEY/          a teacher's outputs
 CACHE/ranking/KEY.json      the order of a teacher's units
 CACHE/data/tokenised/       tokens
 CACHE/data/docstrings-KEY/  the embedded task
-CACHE/data/csv/, …          data sets as read, by the library datasets
+CACHE/data/csv/, …          data sets as read, by the library datasets; OWNER___NAME/ is one of the hub
+CACHE/assistant-…/          an assistant's outputs, for as long as a student is distilled from it
 
 Whatever else lies in the folder is not seen, whoever put it there: a folder of results may be a cache's too. What is
 removed is made again when it is needed next.
@@ -29,8 +30,10 @@ TEACHER, RANKING, TOKENS, DOCSTRINGS, ROWS = "teacher outputs", "ranking", "toke
 LEFT_OVER = "left over"  # of a process that was ended while it wrote
 ABANDONED_DAYS = 1 / 24
 _KEY = re.compile(r"[0-9a-f]{32}")
-_TEACHER_FILES = {"cost.json", "hidden.f16", "logits.f32", "filled.u8"}
-_READERS = ("csv", "json", "parquet", "nyu-mll___glue")  # what datasets calls its folders
+_TEACHER_FILE = re.compile(
+    r"cost\.json|hidden\.f16|logits\.f32|classes\.i32|likeliest\.f32|filled\.u8|\.cost\.json\.\d+"
+)
+_READERS = ("csv", "json", "parquet")  # what datasets calls its folders
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,15 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def _known(folder: Path) -> Iterator[tuple[Path, str]]:
+    for path in _within(folder):
+        if re.fullmatch(r"assistant-\w{8}", path.name) and path.is_dir():
+            yield path, LEFT_OVER
     for path in _within(folder / "teacher"):
-        if _KEY.fullmatch(path.name) and path.is_dir() and {file.name for file in _within(path)} <= _TEACHER_FILES:
+        names = [file.name for file in _within(path)]
+        if _KEY.fullmatch(path.name) and path.is_dir() and all(map(_TEACHER_FILE.fullmatch, names)):
             yield path, TEACHER
+        elif re.fullmatch(r"\.removed-[0-9a-f]{32}-\d+", path.name):
+            yield path, LEFT_OVER
     for path in _within(folder / "ranking"):
         if _KEY.fullmatch(path.stem) and path.suffix == ".json":
             yield path, RANKING
@@ -80,9 +89,11 @@ def _known(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, DOCSTRINGS
         elif path.name.startswith("docstrings-"):
             yield path, LEFT_OVER
+        elif re.fullmatch(r"[\w.-]+___[\w.-]+", path.name):
+            yield from ((part, ROWS) for part in _within(path))
     for reader in _READERS:
         for path in _within(data / reader):
-            if re.fullmatch(r"default-[0-9a-f]+", path.name) or reader == _READERS[-1]:
+            if re.fullmatch(r"default-[0-9a-f]+", path.name):
                 yield path, ROWS
 
 

@@ -214,6 +214,14 @@ def resume_ledger(ledger: Ledger, path: Path) -> None:
     ledger._rates |= rates  # counted once: a resumed run books what an uninterrupted one does
 
 
+def take_paid(ledger: Ledger, path: Path) -> None:
+    """Let ``ledger`` not pay again for what another part of the same strategy has, whose own was kept in ``path``."""
+    other = Ledger()
+    resume_ledger(other, path)
+    for key, rows in other.paid.items():
+        ledger.paid[key] = ledger.paid[key] | rows if key in ledger.paid else rows
+
+
 def flop_counter() -> Any:
     """torch's FLOP counter, taught the CPU flash-attention kernels that its table lacks."""
     import torch

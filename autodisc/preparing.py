@@ -47,6 +47,9 @@ FREE_IN_BASELINE = (
     "search.importance.refit",
 )
 
+# A teacher is made before anything of this is known.
+FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_model", "search", "distillation")
+
 
 def made_of(space: Workspace) -> dict[str, Any]:
     return {

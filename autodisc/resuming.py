@@ -120,11 +120,6 @@ def unfinished_teacher(folder: Path) -> Place:
     return Place(beside, beside)
 
 
-def is_teacher(folder: Path) -> bool:
-    """Whether a fine-tuning into ``folder`` is done."""
-    return (folder / "config.json").exists() and not unfinished_teacher(folder).exists()
-
-
 def made(
     folder: Path,
     kind: str,
@@ -133,12 +128,15 @@ def made(
     *,
     strategy: str | None = None,
 ) -> dict[str, Any] | None:
-    """The recorded result of a command that is done, with its cost; of these settings where ``config`` is given."""
+    """The recorded result of a command that is done, with its cost; StudyError naming what differs, where it is of
+    other settings than ``config``."""
     if not any((folder / "records").glob("*.json")):
         return None
     record = latest(read_records([folder]), kind, strategy=strategy)
-    if record is None or (config is not None and differences(record.values["config"], config, ignore=free)):
+    if record is None:
         return None
+    if config is not None:
+        _refuse(folder, "result", differences(record.values["config"], config, ignore=free))
     return {**record.result, "cost": record.values["cost"]}
 
 
@@ -152,12 +150,15 @@ def refuse_another(config: StudyConfig, folder: Path, free: tuple[str, ...]) -> 
     """Raise StudyError naming what differs, where ``folder`` is of another configuration."""
     path = folder / CONFIG
     if path.exists():
-        changed = differences(read_config(path), config, ignore=free)
-        if changed:
-            raise StudyError(
-                f"{folder}: holds a study with another configuration ({'; '.join(changed[:4])}). "
-                "Give another --out, or the same settings; --new starts afresh beside it."
-            )
+        _refuse(folder, "study", differences(read_config(path), config, ignore=free))
+
+
+def _refuse(folder: Path, what: str, changed: list[str]) -> None:
+    if changed:
+        raise StudyError(
+            f"{folder}: holds a {what} with another configuration ({'; '.join(changed[:4])}). "
+            "Give another --out, or the same settings; --new starts afresh beside it."
+        )
 
 
 def next_free(folder: Path) -> Path:

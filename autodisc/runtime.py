@@ -71,7 +71,7 @@ def _device(name: str) -> torch.device:
 
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
         # Without these instructions bf16 on a CPU is emulated, and slower than fp32.
         with contextlib.suppress(OSError):

@@ -63,6 +63,12 @@ def _about(space: Workspace, strategy: str, *, teacher: float | None) -> About:
         heads=max(block.heads for block in layers),
         neurons=max(block.neurons for block in layers),
         projected_flops=projected_flops(
-            space.teacher, space.ranking(), space.candidates, space.student, config.distillation, task.train
+            space.teacher,
+            space.ranking(),
+            space.candidates,
+            space.student,
+            config.distillation,
+            task.train,
+            alone=space.other is not None,
         ),
     )

@@ -34,7 +34,7 @@ from autodisc.workspace import Workspace, disk_errors, open_workspace, read_rank
 
 WORKERS = "workers"
 # Where things lie on the machine of whoever searched, and how that computes: what a worker may have otherwise.
-OWN = ("task.data", "teacher.model", "runtime.device", "runtime.precision")
+OWN = ("task.data", "teacher.model", "student_model", "runtime.device", "runtime.precision")
 
 
 def is_shared(storage: str | None) -> bool:
@@ -45,9 +45,15 @@ def is_shared(storage: str | None) -> bool:
 def portable(config: StudyConfig) -> dict[str, Any]:
     """The settings as another process takes them, from wherever it was started; without what is secret."""
     values = config.model_dump(mode="json")
-    for section, name in (("task", "data"), ("teacher", "model"), ("cache", "dir")):
-        if values[section][name] is not None and Path(values[section][name]).is_dir():
-            values[section][name] = str(Path(values[section][name]).resolve())
+    places = (
+        (values["task"], "data"),
+        (values["teacher"], "model"),
+        (values["cache"], "dir"),
+        (values, "student_model"),
+    )
+    for section, name in places:
+        if section[name] is not None and Path(section[name]).is_dir():
+            section[name] = str(Path(section[name]).resolve())
     return values
 
 

@@ -12,6 +12,7 @@ import torch
 
 import autodisc
 from autodisc import api, preparing
+from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, DataError, ModelError, StudyError
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting.records import read_records
@@ -248,8 +249,32 @@ def test_a_teacher_of_another_task_is_refused_before_anything_is_written(config,
 
 def test_a_folder_that_holds_a_model_is_not_fine_tuned_into(config, furnished):
     with pytest.raises(StudyError, match="holds something already") as caught:
-        api.finetune(config(teacher={"model": str(furnished / "encoder")}), furnished / "teacher")
+        api.finetune(config(teacher={"model": str(furnished / "teacher")}), furnished / "encoder")
     one_line(caught)
+
+
+def test_a_run_whose_teacher_was_made_otherwise_is_refused_and_its_other_settings_are_free(
+    config, furnished, tmp_path, monkeypatch
+):
+    def settings(lr: float, **others: Any) -> StudyConfig:
+        return config(teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 1, "lr": lr}}, **others)
+
+    first = api.finetune(settings(3e-3), tmp_path / "study" / "teacher")
+    monkeypatch.setattr(api, "search", lambda *_, **__: {"best": None})
+    with pytest.raises(StudyError, match=r"teacher: .*teacher\.finetune\.lr: 0\.003 -> 0\.001") as caught:
+        api.run(settings(1e-3), tmp_path / "study")
+    one_line(caught)
+    others = {"search": {"lam": 0.5}, "student_sparsity": 0.8, "baseline": {"strategies": []}}
+    assert api.run(settings(3e-3, **others), tmp_path / "study")["finetune"] == first
+
+
+def test_a_study_pays_once_for_the_rows_that_its_recovery_and_its_distillation_read(config, tmp_path):
+    settings = config(search={"recovery": {"steps": 30}}, cache={"dir": str(tmp_path / "cache")})
+    searched = api.search(settings, tmp_path / "study")["cost"]["stages"]
+    distilled = api.distill(tmp_path / "study")["cost"]["stages"]
+    # The assistant's outputs alone, of a smaller model; the teacher's, of every row, are the search's.
+    assert 0 < distilled["teacher outputs"]["tokens"] < 1.1 * searched["teacher outputs"]["tokens"]
+    assert distilled["teacher outputs"]["flops"] < searched["teacher outputs"]["flops"]
 
 
 FULL = OSError(28, "No space left on device")

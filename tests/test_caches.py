@@ -10,6 +10,7 @@ import pytest
 
 from autodisc import api
 from autodisc.caches import DOCSTRINGS, LEFT_OVER, RANKING, ROWS, TEACHER, TOKENS, clean, entries, to_free
+from autodisc.distillation.teacher_cache import CLASSES, HIDDEN, LIKELIEST
 
 KEY = "0123456789abcdef0123456789abcdef"
 DAY = 86400.0
@@ -121,6 +122,21 @@ def test_a_link_out_of_the_cache_is_not_followed(cache, tmp_path):
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path):
     assert clean(tmp_path / "none", max_gib=0.0, remove=True)["entries"] == []
+
+
+def test_a_vocabulary_s_outputs_and_a_data_set_of_the_hub_are_known(cache):
+    """The largest that there are."""
+    held = {str(entry.path.relative_to(cache)): entry.kind for entry in entries(cache)}
+    for name in (HIDDEN + ".f16", CLASSES + ".i32", LIKELIEST + ".f32", ".cost.json.77"):
+        (cache / "teacher" / KEY / name).write_bytes(b"1")
+    for name in (f"teacher/.removed-{KEY}-77/hidden.f16", "assistant-a1b2c3d_/hidden.f16", "data/ann___mine/default/x"):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_bytes(b"1")
+    assert {str(entry.path.relative_to(cache)): entry.kind for entry in entries(cache)} == held | {
+        f"teacher/.removed-{KEY}-77": LEFT_OVER,
+        "assistant-a1b2c3d_": LEFT_OVER,
+        "data/ann___mine/default": ROWS,
+    }
 
 
 def test_damage_is_seen(cache):

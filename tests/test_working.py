@@ -173,7 +173,9 @@ def test_what_cannot_be_joined_is_one_line(config, shared, tmp_path):
 
 def test_what_is_published_has_no_password_and_no_relative_folder(config, furnished, monkeypatch):
     monkeypatch.chdir(furnished)
-    settings = config(task={"data": "data"}, search={"storage": "postgresql://ann:hunter2@db/x"})
+    storage = {"storage": "postgresql://ann:hunter2@db/x"}
+    settings = config(task={"data": "data"}, search=storage, student_model="encoder")
     published = portable(settings)
     assert "hunter2" not in json.dumps(published)
     assert published["task"]["data"] == str(furnished / "data")
+    assert published["student_model"] == str(furnished / "encoder")

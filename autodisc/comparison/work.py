@@ -39,7 +39,6 @@ from autodisc.models.inference import evaluation_batch, forward, forward_macs, p
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
 from autodisc.reporting.records import latest, read_records
-from autodisc.resuming import is_teacher
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import let_go
@@ -52,11 +51,10 @@ Arrays = tuple[np.ndarray, np.ndarray]  # predictions (N,), of a search (K, N), 
 
 
 def make_teacher(config: ComparisonConfig, label: str, out: Path) -> None:
-    """Fine-tune the teacher of a task that says so, where it is not there yet."""
+    """Fine-tune the teacher of a task that says so, where it is not there yet; StudyError where it was otherwise."""
     entry = next(entry for entry in config.compare.tasks if entry.label == label)
-    made = teachers(out) / label
-    if entry.teacher.finetune is not None and not is_teacher(made):
-        api.finetune(config.teacher(entry), made)
+    if entry.teacher.finetune is not None:
+        api.finetune(config.teacher(entry), teachers(out) / label)
 
 
 def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:

@@ -41,6 +41,7 @@ from autodisc.tasks.data import Split
 STAGE = "teacher outputs"
 HIDDEN, LOGITS, CLASSES, LIKELIEST = "hidden", "logits", "classes", "likeliest"  # files of a cache
 MEASURED_READS = 8
+LARGEST = torch.finfo(torch.float16).max  # a decoder's states may be larger, and infinite ones would be the loss
 
 
 class TeacherCache:
@@ -179,7 +180,7 @@ class TeacherCache:
                 self.ledger.count(self._kind, batch.padded_tokens),
             ):
                 out = self.teacher(**batch.inputs, output_hidden_states=bool(self.depths))
-            states = [out.hidden_states[depth].half().float() for depth in self.depths]
+            states = [out.hidden_states[depth].clamp(-LARGEST, LARGEST).half().float() for depth in self.depths]
             padding = batch.inputs["attention_mask"] == 0
             hidden = torch.stack(states, dim=2).index_put_((padding,), states[0].new_zeros(())) if states else None
             _wait(self.runtime.device)

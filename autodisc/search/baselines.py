@@ -213,8 +213,7 @@ def distill_direct(
 
     ``into`` is a student of another architecture, for which ``student`` stands.
     """
-    chains = [phases(ranking, chain_from(candidates, s, student), config.assistants) for s in candidates]
-    passes = [passes_by_scale(chain, config.sandwich_size) for chain in chains]
+    passes = _passes(ranking, candidates, student, config, alone=into is not None)
     ratio = sum(passes) / len(passes) / student.scale
     steps = round(steps_for(workshop.task.train, config.batch_size, config.epochs) * ratio)
     stage = "teacher to student"
@@ -241,18 +240,38 @@ def projected_flops(
     student: Candidate,
     config: DistillationConfig,
     train: Split,
+    *,
+    alone: bool = False,
 ) -> float:
     """What ``run_maxidisc`` will cost, before any of it is run: by sizes alone, without padding and evaluation.
 
     Two recorded runs booked more: it was .85 (MRPC) and .81 (SST-2) of theirs, so shares of it err on the careful side.
 
-    A training pass is three forwards; the teacher answers each row once, since its outputs are kept.
+    A training pass is three forwards; the teacher answers each row once, since its outputs are kept. ``alone``: the
+    student is of another architecture.
     """
     rows = len(train)
     forward = 2 * forward_macs(teacher, max(1, round(train.tokens / rows)))  # of a row
-    chains = [phases(ranking, chain_from(candidates, s, student), config.assistants) for s in candidates]
-    passes = sum(passes_by_scale(chain, config.sandwich_size) for chain in chains) * config.epochs
+    passes = sum(_passes(ranking, candidates, student, config, alone=alone)) * config.epochs
     return float(forward * rows * (1 + 3 * passes))
+
+
+def _passes(
+    ranking: Ranking,
+    candidates: Mapping[float, Candidate],
+    student: Candidate,
+    config: DistillationConfig,
+    *,
+    alone: bool,
+) -> list[float]:
+    """What one pass of each trial of maxidisc costs, in passes of the full model; a student that is ``alone``, of
+    another architecture, is in no sandwich in its phase."""
+    found = []
+    for sparsity in candidates:
+        *before, last = phases(ranking, chain_from(candidates, sparsity, student), config.assistants)
+        last = replace(last, candidates=(student,)) if alone else last
+        found.append(passes_by_scale([*before, last], config.sandwich_size))
+    return found
 
 
 def chain_from(candidates: Mapping[float, Candidate], sparsity: float, student: Candidate) -> list[Candidate]:

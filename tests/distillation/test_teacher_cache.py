@@ -200,6 +200,18 @@ def test_logits_alone_are_cached_where_no_depth_is_asked_for(tiny, make_split, o
     assert len(calls) == len(passed(split))
 
 
+def test_states_beyond_half_precision_are_its_largest_and_not_infinite(tiny, make_split, open_cache):
+    teacher = tiny()
+    last = [module for module in teacher.base_model.encoder.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
+    with torch.no_grad():
+        last.weight.mul_(1e6)
+    with open_cache(teacher, make_split(8)) as outputs:
+        (batch,) = passed(make_split(8))
+        found = outputs(batch).hidden
+    assert torch.isfinite(found).all()
+    assert found.abs().max() == 65504
+
+
 def test_other_weights_data_or_depths_have_another_key(tiny, make_split, open_cache, random_ranking, tmp_path):
     teacher, split = tiny(), make_split(20)
     cut = Candidate(0.6, (3, 0, 1), (16, 9, 0))

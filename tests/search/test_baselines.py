@@ -164,6 +164,18 @@ def test_direct_takes_the_compute_of_a_mean_maxidisc_trial(candidates, tiny, ran
     assert distilled.candidate == student
 
 
+def test_a_student_of_another_architecture_stands_in_no_sandwich_of_that_mean_trial(
+    candidates, tiny, random_ranking, make_task, make_workshop
+):
+    teacher, into = tiny(layers=2), tiny("distilbert", layers=1)
+    ranking = random_ranking(teacher)
+    task = make_task(train=48)
+    workshop, student = make_workshop(task), candidate(ranking, 0.9)
+    distill_direct(teacher, ranking, candidates, student, CONFIG, workshop, into)
+    ratio = ((0.7 + 0.1 + 0.4 + 0.1) + (0.5 + 0.1 + 0.3 + 0.1) + (0.3 + 0.1 + 0.1)) / 3 / 0.1
+    assert workshop.curves["teacher to student"][-1]["step"] == round(steps_for(task.train, 16, 1) * ratio)
+
+
 def test_a_chain_runs_from_the_assistant_to_the_student(candidates, tiny, random_ranking):
     student = candidate(random_ranking(tiny(layers=2)), 0.9)
     assert [c.sparsity for c in chain_from(candidates, 0.5, student)] == [0.5, 0.7, 0.9]
