@@ -133,6 +133,11 @@ class FinetuneConfig(Section):
 class TeacherConfig(Section):
     model: str = Field(description="Folder or hub name of a fine-tuned model; of a pretrained one with `finetune`.")
     finetune: FinetuneConfig | None = None
+    dtype: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Of the weights of a teacher that nothing trains any more: bf16 is half the memory, and wants"
+        " runtime.precision bf16. What is trained keeps its weights in fp32.",
+    )
 
 
 class ImportanceConfig(Section):

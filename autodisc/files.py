@@ -6,8 +6,10 @@ Whatever ends the process, and whenever, a reader finds the old file or the new 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,24 @@ def check_writable(folder: Path) -> None:
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     with tempfile.TemporaryFile(dir=there) as file:
         file.write(b"\0" * 4096)
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """What the disk said, where an error, or one that it came of, is a disk's that is full, failing or read-only."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def as_os_error(error: Exception, path: Path) -> OSError:
+    """What a library in Rust makes of an error of the system's, "… (os error 28)", as Python would raise it."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return OSError(errno.EIO, " ".join(str(error).split()), str(path))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def is_free(folder: Path) -> bool:

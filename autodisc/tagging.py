@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import ConfigError, DataError, ModelError
 from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
-from autodisc.models.inference import EVALUATION_BATCH, forward, predict
+from autodisc.models.inference import evaluation_batch, forward, predict
 from autodisc.models.latency import longest_input
 from autodisc.models.modeling_autodisc import head_of
 from autodisc.progress import Progress
@@ -156,7 +156,9 @@ def evaluate_tokens(
         check_positions(model, str(name), read)
         model.to(ready.device)  # type: ignore[arg-type]
         split, metric = read.validation, read.metric
-        with progress.stage(f"Evaluating on {file.name}", number_of_batches(split, EVALUATION_BATCH)) as bar:
+        with progress.stage(
+            f"Evaluating on {file.name}", number_of_batches(split, evaluation_batch(split, read))
+        ) as bar:
             said = predict(model, split, task=read, runtime=ready, bar=bar)
     return scores(said, split.labels, metric, split=str(file), seed=runtime.seed, classes=read.num_labels)
 

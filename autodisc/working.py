@@ -26,6 +26,7 @@ from autodisc.progress import Progress, Silent
 from autodisc.resuming import UNFINISHED, refuse_another
 from autodisc.search.assistants import join_study
 from autodisc.search.evaluation import Opened
+from autodisc.search.patience import PATIENCE_S
 from autodisc.search.sharing import SharedStudy, published
 from autodisc.search.storage import completed, open_study
 from autodisc.search.watching import Watch
@@ -85,6 +86,7 @@ def work(
             metric_name="",  # it has one
             say=progress.say,
             heartbeat_s=config.search.heartbeat_s,
+            wait_s=PATIENCE_S,  # it was there a moment ago
         )
         keep_ranking(space, out)
         taken = take_trials(space, SharedStudy.of(study, out, config), opened(space, out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from autodisc.config import Kind, StudyConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
-from autodisc.files import check_writable, write_json
+from autodisc.files import check_writable, disk_error, write_json
 from autodisc.models.checkpoints import (
     FINE_TUNED,
     fingerprint,
@@ -31,7 +30,7 @@ from autodisc.models.checkpoints import (
     own_head,
     resolve,
 )
-from autodisc.models.inference import forward_macs, predict, width
+from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.modeling_autodisc import CODE, Head, head_of
@@ -43,6 +42,7 @@ from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import scores
+from autodisc.tasks.batches import number_of_batches
 from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP = "set-up"
@@ -158,15 +158,18 @@ class Workspace:
         return self._predict(model, split, raw)
 
     def _predict(self, model: PreTrainedModel, split: Split, reader: Reader) -> np.ndarray:
-        return predict(
-            model,
-            split,
-            task=self.task,
-            runtime=self.workshop.runtime,
-            ledger=self.ledger,
-            kind=tuple(size(model).items()),
-            reader=reader,
-        )
+        passes = number_of_batches(split, evaluation_batch(split, self.task))
+        with self.workshop.progress.stage(f"evaluating on {split.name}", passes) as bar:
+            return predict(
+                model,
+                split,
+                task=self.task,
+                runtime=self.workshop.runtime,
+                ledger=self.ledger,
+                kind=tuple(size(model).items()),
+                bar=bar,
+                reader=reader,
+            )
 
     def scores(self, predictions: np.ndarray, split: Split) -> dict[str, Any]:
         """What predictions on a split, in its order, are worth."""
@@ -244,7 +247,7 @@ def open_workspace(
         )
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
-            teacher = load_model(name, head=head, num_labels=fresh)
+            teacher = load_model(name, head=head, num_labels=fresh, dtype=_weights(config, runtime, finetune))
         if head == "sequence" and teacher.config.pad_token_id is None:  # a decoder finds a text's end by it
             teacher.config.pad_token_id = tokenizer.pad_token_id
         if finetune and task.label_names is not None:
@@ -267,6 +270,18 @@ def open_workspace(
         rows = calibration(task, pruning, runtime) if pruning.refit else None
         workshop = Workshop(task, runtime, cache, config.cache.max_gib, rows, ledger, progress)
         return Workspace(config, task, teacher, tokenizer, workshop, fingerprint(teacher), other)
+
+
+def _weights(config: StudyConfig, runtime: Runtime, finetune: bool) -> torch.dtype:
+    """Of the teacher, unless it is trained; raises ConfigError where nothing could multiply them."""
+    if config.teacher.dtype == "fp32" or finetune:
+        return torch.float32
+    if runtime.precision != "bf16":
+        raise ConfigError(
+            f"teacher.dtype: got bf16, where this device computes in {runtime.precision}; add --precision bf16, or"
+            " leave the weights in fp32"
+        )
+    return torch.bfloat16
 
 
 def check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
@@ -389,22 +404,18 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except AutodiscError:
         raise
     except Exception as error:
-        found = _disk_error(error)
+        found = _kept_from_writing(error)
         if found is None:
             raise
+        written = found.filename2 or found.filename or folder  # of a copy or a rename the second one
         raise AutodiscError(
-            f"{found.filename or folder}: cannot be written ({found.strerror or found}); what was finished is kept, "
+            f"{written}: cannot be written ({found.strerror or found}); what was finished is kept, "
             "free some space or give another folder, and run the same command again"
         ) from error
 
 
-def _disk_error(error: BaseException) -> OSError | None:
-    """What the disk said, also where another error came of it: Optuna's journal then speaks of a lock."""
+def _kept_from_writing(error: BaseException) -> OSError | None:
+    """What the disk or its rights said, also where another error came of it: Optuna's journal then speaks of a lock."""
     if isinstance(error, OSError):
         return None if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)) else error
-    cause = error.__cause__ or error.__context__
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return None
+    return disk_error(error)

@@ -3,12 +3,13 @@
     python benchmarks/families.py --threads 1
     python benchmarks/families.py --families llama t5 --threads 1
 
-Teacher and student of sparsity .9 (units ranked at random) run side by side through their modules, in turn. Memory is
-what a fresh process's peak rises by above the loaded teacher: of importance, first order, over one batch of 8 x 64
-tokens, and of one sandwich step (.6, .9 and one between, distilled from logits and all hidden states, AdamW's moments
-included). "again" is with activation checkpoints. Published base sizes; llama, mistral, qwen2, qwen3 and gemma, which
-have none, all get SmolLM2-135M's (30 layers, 576 wide, 9 heads on 3) with 32,000 tokens. A vit reads images of 224 x
-224, 197 tokens, and has no task here that importance could be estimated on.
+Teacher and student of sparsity .9 (units ranked at random) run side by side through their modules, in turn; in one
+thread their time is the processor's, which others on the machine lengthen less than the clock's. Memory is what a
+fresh process's peak rises by above the loaded teacher: of importance, first order, over one batch of 8 x 64 tokens,
+and of one sandwich step (.6, .9 and one between, distilled from logits and all hidden states, embeddings frozen,
+AdamW's moments included). "again" is with activation checkpoints. Published base sizes; llama, mistral, qwen2, qwen3
+and gemma, which have none, all get SmolLM2-135M's (30 layers, 576 wide, 9 heads on 3) with 32,000 tokens. A vit reads
+images of 224 x 224, 197 tokens, and has no task here that importance could be estimated on.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
-import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import datasets
 import numpy as np
 import torch
-from common import Row, publish
+from common import GIVEN_BACK, Row, in_a_fresh_process, publish
+from llamas import at_random
 from torch.nn import functional as F
 from transformers import (
     BertConfig,
@@ -51,11 +52,12 @@ from transformers import (
 from autodisc.config import ImportanceConfig, RuntimeConfig
 from autodisc.costs import Ledger
 from autodisc.models.latency import random_inputs, take_turns
-from autodisc.models.layouts import LAYOUTS, base_shape, encoder_parameters, uncached
+from autodisc.models.layouts import LAYOUTS, embeddings, encoder_parameters, uncached
 from autodisc.models.modeling_autodisc import plain_class
-from autodisc.pruning.candidates import Ranking, candidate, nested_candidates
+from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.importance import estimate_importance
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import Runtime, make_runtime, seeded
 from autodisc.tasks.data import Task
 from autodisc.tasks.metrics import METRICS
@@ -111,6 +113,7 @@ BASE: dict[str, Callable[[], Any]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=BASE, default=list(BASE))
+    parser.add_argument("--measures", nargs="+", choices=MEASURES, default=list(MEASURES))
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -126,38 +129,29 @@ def main() -> None:
     rows: list[Row] = []
     for family in options.families:
         row: Row = {"family": family}
-        for measure in MEASURES:
-            row |= _in_a_fresh_process(family, measure, options)
+        for measure in options.measures:
+            row |= _measured(family, measure, options)
         print(row, file=sys.stderr)
         rows.append(row)
     publish("families", rows, runtime, batch=ROWS, length=LENGTH, sparsity=SPARSITY, turns=options.turns)
 
 
-def _in_a_fresh_process(family: str, measure: str, options: argparse.Namespace) -> Row:
+def _measured(family: str, measure: str, options: argparse.Namespace) -> Row:
     named = {"--families": family, "--measure": measure, "--turns": options.turns, "--seed": options.seed}
     named["--threads"] = options.threads
-    command = [sys.executable, __file__, *(str(part) for pair in named.items() for part in pair)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    row: Row = json.loads(done.stdout.splitlines()[-1])
-    return row
+    environment = {} if measure == "speed" else GIVEN_BACK
+    return in_a_fresh_process(__file__, [part for pair in named.items() for part in pair], environment=environment)
 
 
 def teacher(family: str) -> PreTrainedModel:
     return plain_class(family, LAYOUTS[family].heads[0])._from_config(BASE[family]()).eval()
 
 
-def at_random(model: PreTrainedModel, seed: int) -> Ranking:
-    L, H, N = base_shape(model.config)
-    orders = [[(layer, i) for layer in range(L) for i in range(n)] for n in (H, N)]
-    for order in orders:
-        random.Random(seed).shuffle(order)
-    return Ranking(tuple(orders[0]), tuple(orders[1]), L)
-
-
 def speed(model: PreTrainedModel, runtime: Runtime, turns: int) -> Row:
     ranking = at_random(model, runtime.seed)
     student = extract(model, ranking, candidate(ranking, SPARSITY))
     models = {"teacher": model, "student": student}
+    clock = time.process_time if runtime.threads == 1 else time.perf_counter
     row: Row = {
         "M parameters": model.num_parameters() / 1e6,
         "M in layers": encoder_parameters(model) / 1e6,
@@ -167,7 +161,7 @@ def speed(model: PreTrainedModel, runtime: Runtime, turns: int) -> Row:
         given = random_inputs(model, batch, LENGTH, runtime.device, seed=runtime.seed)
         works = {name: lambda _, each=each, given=given: each(**given) for name, each in models.items()}
         with torch.inference_mode(), uncached(model), uncached(student):
-            timings = take_turns(works, turns=turns)
+            timings = take_turns(works, turns=turns, clock=clock)
         row |= {f"{name} {batch} ms": timings[name].median_ms for name in models}
         row[f"faster {batch}"] = timings["student"].times_as_fast(timings["teacher"])
     return row
@@ -202,7 +196,11 @@ def sandwich(model: PreTrainedModel, runtime: Runtime, _: int) -> Row:
 
     def step(checkpointing: bool) -> None:
         supernet = Supernet(extract(model, ranking, wide), ranking, checkpointing=checkpointing)
-        optimizer = torch.optim.AdamW(supernet.model.parameters(), fused=True)
+        for module in embeddings(supernet.model):
+            module.requires_grad_(False)
+        trained = [parameter for parameter in supernet.model.parameters() if parameter.requires_grad]
+        own_memory(trained)
+        optimizer = torch.optim.AdamW(trained, fused=True)
         with torch.no_grad(), uncached(model):
             expected = model(**given, output_hidden_states=True)
         for each in candidates:

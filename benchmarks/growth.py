@@ -13,15 +13,13 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from common import Row, publish
+from common import Row, in_a_fresh_process, publish
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -108,7 +106,7 @@ def main() -> None:
     rows: list[Row] = []
     for sweep in options.sweeps or ("candidates", "rows", "length", "millions"):
         values = sorted(getattr(options, sweep))
-        found = [_in_a_fresh_process(replace(fixed, **{sweep: value})) for value in values]
+        found = [_measured(replace(fixed, **{sweep: value})) for value in values]
         rows += [{"sweep": sweep, "x": str(value), **row} for value, row in zip(values, found, strict=True)]
         if len(values) > 1:
             slopes = {name: exponent(values, [row[name] for row in found]) for name in MEASURES}
@@ -122,11 +120,9 @@ def exponent(x: list[int], y: list[float]) -> float:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def _in_a_fresh_process(point: Point) -> Row:
-    command = [sys.executable, __file__, "--point", json.dumps(asdict(point))]
-    environment = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096", **os.environ}  # as the commands have it
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    row: Row = json.loads(done.stdout.splitlines()[-1])
+def _measured(point: Point) -> Row:
+    kernels = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "4096"}  # as the commands have it
+    row = in_a_fresh_process(__file__, ["--point", json.dumps(asdict(point))], environment=kernels)
     print(point, row, file=sys.stderr)
     return row
 

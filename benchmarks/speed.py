@@ -46,6 +46,7 @@ from autodisc.models.layouts import base_shape
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.pruning.importance import estimate_importance
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import make_runtime, seeded
 from autodisc.search.assistants import measure
 from autodisc.tasks import columns, sources
@@ -223,6 +224,8 @@ class Bench:
         self._read(outputs, passed)
         told = plain.tell(teacher, passed, outputs.depths, self.runtime)
         models = [extract(self.teacher, self.ranking, one) for one in drawn]
+        for model in models:
+            own_memory(model.parameters())
 
         def run() -> None:
             for model in models:

@@ -21,6 +21,7 @@ ORDER = (
     "interrupts",
     "config",
     "costs",
+    "footprint",
     "progress",
     "leases",
     "runtime",

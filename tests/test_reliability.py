@@ -7,10 +7,11 @@ AUTODISC_WRITE_DOCS=1 pytest tests/test_reliability.py
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ import torch
 
 from autodisc import api
 from autodisc.errors import AutodiscError
-from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
+from autodisc.models.losses import label_loss
+from autodisc.reporting.records import read_records
+from autodisc.tasks.splits import IGNORED
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 FIRST = "|---|---|---|\n"
@@ -51,7 +55,7 @@ def table() -> Iterator[dict[str, tuple[str, str]]]:
     rows: dict[str, tuple[str, str]] = {}
     yield rows
     lines = "".join(f"| {fault} | {saw} | {then} |\n" for fault, (saw, then) in rows.items())
-    head, _, _ = DOCS.read_text(encoding="utf-8").partition(FIRST)
+    head, _, _ = DOCS.read_text(encoding="utf-8").rpartition(FIRST)
     if os.environ.get("AUTODISC_WRITE_DOCS"):
         DOCS.write_text(head + FIRST + lines, encoding="utf-8")
     if len(rows) == ROWS:  # all of them were run
@@ -71,53 +75,154 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".log"}
 
 
-def only(folder: Path, pattern: str) -> Path:
-    return sorted(folder.rglob(pattern))[0]
-
-
 def chosen(result: dict[str, Any]) -> list[Any]:
     return [result["best"]["sparsity"], *((row["sparsity"], row["metric"]) for row in result["trials"])]
 
 
-NAMED: dict[str, Callable[[Path], Path]] = {
-    "settings of the study": lambda out: out / "config.yaml",
-    "fingerprints of the study": lambda out: out / "made_of.json",
-    "ledger": lambda out: out / "ledger.json",
-    "order of the units": lambda out: out / "ranking.json",
-    "supernet's weights": lambda out: out / "supernet" / "model.safetensors",
+# What lies in a study that was stopped in its trials: damaged, it is named.
+NAMED = {
+    "settings of the study": "config.yaml",
+    "fingerprints of the study": "made_of.json",
+    "ledger": "ledger.json",
+    "order of the units": "ranking.json",
+    "supernet's weights": "supernet/model.safetensors",
+    "supernet's configuration": "supernet/config.json",
+    "supernet's code": "supernet/modeling_autodisc.py",
 }
-MADE: dict[str, Callable[[Path], Path]] = {
-    "order of the units in the cache": lambda cache: only(cache / "ranking", "*.json"),
-    "teacher outputs: hidden states": lambda cache: only(cache / "teacher", "hidden.f16"),
-    "teacher outputs: logits": lambda cache: only(cache / "teacher", "logits.f32"),
-    "teacher outputs: cost": lambda cache: only(cache / "teacher", "cost.json"),
+# What it is able to do without.
+SPARED = {
+    "journal of the trials": "journal.log",
+    "state of the recovery": "unfinished/recovery.safetensors",
+    "curves of what is unfinished": "unfinished/curves.json",
 }
+# What a new study finds in the cache.
+CACHED = {
+    "data set as read": "data/csv/*/*/*.arrow",
+    "data set's description": "data/csv/*/*/dataset_info.json",
+    "tokens": "data/tokenised/*.arrow",
+    "order of the units in the cache": "ranking/*.json",
+    "teacher outputs: which are there": "teacher/*/filled.u8",
+    "teacher outputs: hidden states": "teacher/*/hidden.f16",
+    "teacher outputs: logits": "teacher/*/logits.f32",
+    "teacher outputs: cost": "teacher/*/cost.json",
+}
+# What a search, a distillation and a fine-tuning leave when they are done, and what opens it.
+FINISHED = {
+    "record": ("records/distill-*.json", lambda out: read_records([out])),
+    "student's weights": ("distilled-1/student/model.safetensors", lambda out: load(out / "distilled-1/student")),
+    "student's configuration": ("distilled-1/student/config.json", lambda out: load(out / "distilled-1/student")),
+    "student's code": ("distilled-1/student/layouts_autodisc.py", lambda out: load(out / "distilled-1/student")),
+    "student's tokenizer": (
+        "distilled-1/student/tokenizer.json",
+        lambda out: load_tokenizer(out / "distilled-1/student"),
+    ),
+    "teacher's weights": ("teacher/model.safetensors", lambda out: load(out / "teacher")),
+    "teacher's configuration": ("teacher/config.json", lambda out: load(out / "teacher")),
+    "teacher's tokenizer": ("teacher/tokenizer.json", lambda out: load_tokenizer(out / "teacher")),
+}
+DIGESTED = ("supernet's weights", "supernet's code", "student's weights", "student's code", "student's tokenizer")
 
 
-@pytest.mark.parametrize("what", NAMED)
-def test_a_file_of_a_study_that_was_cut_off_is_named_and_nothing_is_changed(what, stopped, tmp_path, table):
+def halve(path: Path) -> None:
+    """A text within the line in its middle, wherever the folder and its name's length are."""
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True) if path.suffix == ".yaml" else []
+    middle = lines[len(lines) // 2] if lines else b""
+    os.truncate(path, len(b"".join(lines[: len(lines) // 2])) + len(middle) // 2 if lines else len(whole) // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip(path: Path) -> None:
+    """One bit of the last byte but a hundred."""
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {"cut off": halve, "empty": empty, "a bit of it flipped": flip}
+
+
+def damages(kinds: Iterable[str]) -> list[tuple[str, str]]:
+    """By kind of file and of damage: a bit is flipped where a digest would tell."""
+    return [(kind, how) for kind in kinds for how in DAMAGES if how != "a bit of it flipped" or kind in DIGESTED]
+
+
+@pytest.mark.parametrize(("what", "how"), damages(NAMED))
+def test_a_damaged_file_of_a_study_is_named_and_nothing_is_changed(what, how, stopped, tmp_path, table):
     out = tmp_path / "study"
     shutil.copytree(stopped.out, out)
-    victim = NAMED[what](out)
-    os.truncate(victim, victim.stat().st_size // 2)
+    victim = out / NAMED[what]
+    DAMAGES[how](victim)
     before = files(out)
     with pytest.raises(AutodiscError) as caught:
         api.search(stopped.settings, out)
     assert caught.value.exit_code == 2
     assert str(victim.parent) in str(caught.value)
     assert before == files(out)
-    table[f"{what} cut off"] = (shown(str(caught.value), out), REFUSED)
+    table[f"{what}: {how}"] = (shown(str(caught.value), out), REFUSED)
 
 
-@pytest.mark.parametrize("what", MADE)
-def test_a_file_of_the_cache_that_was_cut_off_is_made_again(what, stopped, searched, config, tmp_path, table):
-    out, cache = tmp_path / "study", tmp_path / "cache"
+@pytest.mark.parametrize("how", ["cut off", "empty"])
+@pytest.mark.parametrize("what", SPARED)
+def test_a_study_does_without_what_it_can_make_again(what, how, stopped, searched, config, tmp_path, table):
+    out = tmp_path / "study"
+    shutil.copytree(stopped.out, out)
+    DAMAGES[how](out / SPARED[what])
+    assert chosen(api.search(stopped.settings, out)) == chosen(api.search(config(), searched))
+    table[f"{what}: {how}"] = ("nothing", MADE_AGAIN)
+
+
+@pytest.mark.parametrize("how", ["cut off", "empty"])
+def test_a_cache_whose_files_are_all_damaged_is_made_again(how, stopped, searched, config, tmp_path, table):
+    cache = tmp_path / "cache"
     shutil.copytree(stopped.cache, cache)
+    for pattern in CACHED.values():
+        victims = list(cache.glob(pattern))
+        assert victims, pattern
+        for victim in victims:
+            DAMAGES[how](victim)
     settings = stopped.settings.model_copy(update={"cache": stopped.settings.cache.model_copy(update={"dir": cache})})
-    victim = MADE[what](cache)
-    os.truncate(victim, victim.stat().st_size // 2)
-    assert chosen(api.search(settings, out)) == chosen(api.search(config(), searched))
-    table[f"{what} cut off"] = ("nothing", MADE_AGAIN)
+    assert chosen(api.search(settings, tmp_path / "study")) == chosen(api.search(config(), searched))
+    for what in CACHED:
+        table[f"{what}: {how}"] = ("nothing", MADE_AGAIN)
+
+
+@pytest.mark.parametrize("what", [kind for kind in CACHED if kind.startswith("teacher outputs")])
+def test_one_of_the_files_of_the_teachers_outputs_that_was_cut_off_is_made_again(
+    what, stopped, searched, config, tmp_path
+):
+    cache = tmp_path / "cache"
+    shutil.copytree(stopped.cache, cache)
+    halve(sorted(cache.glob(CACHED[what]))[0])
+    settings = stopped.settings.model_copy(update={"cache": stopped.settings.cache.model_copy(update={"dir": cache})})
+    assert chosen(api.search(settings, tmp_path / "study")) == chosen(api.search(config(), searched))
+
+
+@pytest.fixture(scope="module")
+def finished(searched, furnished, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "study"
+    shutil.copytree(searched, out)
+    api.distill(out)
+    shutil.copytree(furnished / "teacher", out / "teacher")
+    return out
+
+
+@pytest.mark.parametrize(("what", "how"), damages(FINISHED))
+def test_a_damaged_result_is_named_when_it_is_opened(what, how, finished, tmp_path, table):
+    out = tmp_path / "study"
+    shutil.copytree(finished, out)
+    pattern, opened = FINISHED[what]
+    (victim,) = out.glob(pattern)
+    DAMAGES[how](victim)
+    with pytest.raises(AutodiscError) as caught:
+        opened(out)
+    assert caught.value.exit_code == 2
+    assert str(victim.parent) in str(caught.value)
+    line = re.sub(r"-\d{8}T[\d.]+Z", "-…", shown(str(caught.value), out))
+    table[f"{what}: {how}"] = (line, REFUSED)
 
 
 WRITES = {
@@ -203,6 +308,90 @@ def lose_once(monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> dict[str, i
     return seen
 
 
+def not_finite(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, spoil: Callable[[Any], Any], *, call: int
+) -> None:
+    """The result of the ``call``-th call of ``module.name`` is spoilt."""
+    real, calls = getattr(module, name), itertools.count(1)
+
+    def spoilt(*arguments: Any, **named: Any) -> Any:
+        found = real(*arguments, **named)
+        return spoil(found) if next(calls) == call else found
+
+    monkeypatch.setattr(module, name, spoilt)
+
+
+def without_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """The same loss, whose gradient is NaN: 0 times the infinite slope of a root at 0."""
+    return loss + (loss * 0).sqrt()
+
+
+def test_a_gradient_that_is_nan_once_sends_a_recovery_back(config, tmp_path, table, monkeypatch, make_listener):
+    from autodisc.distillation import sandwich
+
+    not_finite(monkeypatch, sandwich, "distillation_loss", without_gradient, call=8)
+    listener = make_listener()
+    found = api.search(config(runtime={"checkpoint_minutes": 0}), tmp_path / "study", progress=listener)
+    (said,) = (text for text in listener.said if "gradient" in text)
+    assert "lr of recovery" in found["cost"]["decisions"]
+    table["one gradient of a recovery is NaN"] = (shown(said), "recorded; the search goes on")
+
+
+def test_an_importance_that_is_nan_is_named_before_anything_is_ranked(config, tmp_path, table, monkeypatch):
+    from autodisc.pruning import importance
+
+    not_finite(monkeypatch, importance, "label_loss", without_gradient, call=1)
+    settings = config(cache={"dir": str(tmp_path / "cache")})
+    with pytest.raises(AutodiscError, match="importance: a gradient is not finite") as caught:
+        api.search(settings, tmp_path / "study")
+    assert not list((tmp_path / "cache").glob("ranking/*.json"))
+    table["a gradient of the importance is NaN"] = (shown(str(caught.value)), GOES_ON)
+
+
+def test_logits_of_the_teacher_that_are_nan_are_never_kept(config, searched, tmp_path, table, monkeypatch):
+    from autodisc.distillation.teacher_cache import TeacherCache
+
+    settings, real = config(cache={"dir": str(tmp_path / "cache")}), TeacherCache._compute
+
+    def spoilt(self: TeacherCache, batch: Any) -> Any:
+        def spoil(_: Any, __: Any, out: Any) -> None:
+            out.logits[0, 0] = float("nan")
+
+        handle = self.teacher.register_forward_hook(spoil)
+        try:
+            return real(self, batch)
+        finally:
+            handle.remove()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TeacherCache, "_compute", spoilt)
+        with pytest.raises(AutodiscError, match="teacher outputs: a number") as caught:
+            api.search(settings, tmp_path / "study")
+    assert chosen(api.search(settings, tmp_path / "study")) == chosen(api.search(config(), searched))
+    table["a logit of the teacher is NaN"] = (shown(str(caught.value)), GOES_ON)
+
+
+def test_a_candidate_whose_logits_are_nan_fails_alone(config, tmp_path, table, monkeypatch):
+    from autodisc.search import evaluation
+
+    not_finite(monkeypatch, evaluation, "forward", lambda logits: logits * float("nan"), call=2)
+    found = api.search(config(), tmp_path / "study")
+    assert sorted(row["state"] for row in found["trials"]) == ["COMPLETE", "COMPLETE", "FAIL"]
+    (reason,) = (row["error"] for row in found["trials"] if row["state"] == "FAIL")
+    table["a logit of a candidate is NaN, and so its metric"] = (shown(reason), "that trial fails; the study goes on")
+
+
+def test_a_batch_without_a_label_adds_nothing_and_is_not_nan(table):
+    """A mean over no tokens would be NaN; the loss is a sum over what a whole batch is expected to hold."""
+    logits, labels = torch.randn(2, 5, 3, requires_grad=True), torch.full((2, 5), IGNORED)
+    loss = label_loss(logits, labels, 4.0)
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    table["a batch in which nothing is labelled"] = ("nothing", "it adds nothing; the training goes on")
+
+
 def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, table, monkeypatch, make_listener):
     from autodisc.distillation import sandwich
 
@@ -234,4 +423,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_any_work(config, tmp_
     table["a folder without permission to write"] = (shown(str(caught.value), tmp_path / "study"), "nothing was begun")
 
 
-ROWS = len(NAMED) + len(MADE) + len(WRITES) + 4 + 4  # two of each teacher; loss twice, memory, folder
+ROWS = (
+    len(damages(NAMED)) + len(damages(FINISHED)) + 2 * (len(SPARED) + len(CACHED)) + len(WRITES) + 4 + 9
+)  # two of each teacher; loss twice, gradient, importance, logits twice, no label, memory, folder

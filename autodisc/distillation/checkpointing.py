@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger, save_ledger
 from autodisc.errors import StudyError, one_line
-from autodisc.files import replacing
+from autodisc.files import as_os_error, replacing
 from autodisc.runtime import Runtime
 
 HEADER = "autodisc"
@@ -246,7 +246,7 @@ def _write(path: Path, snapshot: Snapshot, made_of: Made) -> None:
         try:
             save_file(snapshot.tensors, partial, metadata={HEADER: header})
         except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
-            raise OSError(f"{path}: cannot be written ({one_line(error)})") from error
+            raise as_os_error(error, path) from error
 
 
 def _read(path: Path) -> Snapshot:

@@ -48,8 +48,13 @@ def is_first() -> bool:
 
 
 def check_launched(config: StudyConfig) -> None:
-    """Raise ConfigError where launched processes would start others, or meet each other in a storage."""
+    """Raise ConfigError where launched processes would start others, meet in a storage, or hold parts of a model."""
     search = config.search
+    if processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
+        raise ConfigError(
+            "accelerate launch: got FSDP, but every process keeps the whole student and shares the rows; use"
+            " --multi_gpu, and runtime.checkpointing or distillation.accumulation where memory is short"
+        )
     if processes() > 1 and (search.jobs > 1 or search.backend != "loky" or search.storage is not None):
         raise ConfigError(
             "accelerate launch: shares a training's rows among processes; leave out --workers, --backend and --storage,"

@@ -162,8 +162,8 @@ def recover(
     workshop: Workshop,
 ) -> Supernet:
     """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike."""
-    start = extract(teacher.teacher, ranking, candidates[0])
-    supernet = Supernet(start, ranking, checkpointing=workshop.runtime.checkpointing)
+    checkpointing = workshop.runtime.checkpointing
+    supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking, checkpointing=checkpointing)
     always = [candidates[0], candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, teacher, candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from autodisc.config import DistillationConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.losses import Likeliest, TeacherOutput
+from autodisc.errors import TrainingError
 from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
@@ -182,6 +183,12 @@ class TeacherCache:
             padding = batch.inputs["attention_mask"] == 0
             hidden = torch.stack(states, dim=2).index_put_((padding,), states[0].new_zeros(())) if states else None
             _wait(self.runtime.device)
+        bad = ~out.logits.isfinite().all(-1)  # (B,) or (B, T)
+        if (bad if bad.dim() == 1 else bad & ~padding).any() or not (hidden is None or hidden.isfinite().all()):
+            raise TrainingError(
+                f"{STAGE}: a number is not finite, or a hidden state beyond float16; check the teacher, or give"
+                " --precision fp32"
+            )
         if self._store is not None:
             self._store.book(took.seconds, self.ledger.stages[STAGE].flops - before, batch.tokens)
         logits = Likeliest.of(out.logits, self._top, self._temperature) if self._top else out.logits.float()

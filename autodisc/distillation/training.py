@@ -32,6 +32,7 @@ from autodisc.errors import DivergedError, TrainingError
 from autodisc.interrupts import finishing_steps
 from autodisc.models.attention import trainable_attention
 from autodisc.progress import Progress, Tracker, Untracked
+from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import Runtime, free_memory, is_out_of_memory, seeded
 from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task
@@ -96,6 +97,7 @@ def train(
     """
     accelerator = Accelerator(cpu=runtime.device.type == "cpu")
     parameters = [p for p in model.parameters() if p.requires_grad]
+    own_memory(parameters)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.lr, fused=True)
     scheduler = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * settings.steps), settings.steps)
     order, draws = runtime.generator(stage, "order"), runtime.generator(stage, "draws")

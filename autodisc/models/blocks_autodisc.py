@@ -174,7 +174,9 @@ class Port:
         return found
 
     def take(self, units: Sequence[int]) -> None:
-        """Keep these units, in this order; in place."""
+        """Keep these units, in this order; in place. Where that is what it has, tensors stay where they are."""
+        if list(units) == list(range(self.units)):
+            return
         where = self.indices(units)
         for name, (old, axis) in self.tensors().items():
             new = old.detach().index_select(axis, where)

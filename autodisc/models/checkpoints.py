@@ -30,7 +30,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.files import sync, sync_folder
+from autodisc.files import as_os_error, sync, sync_folder
 from autodisc.models.layouts import layout_of
 from autodisc.models.layouts_autodisc import NAMES, Head
 from autodisc.models.modeling_autodisc import (
@@ -61,9 +61,14 @@ SAFE = {"trust_remote_code": False}
 
 
 def load_model(
-    name: str | Path, *, head: Head | None = None, num_labels: int | None = None, verify: bool = True
+    name: str | Path,
+    *,
+    head: Head | None = None,
+    num_labels: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
 ) -> PreTrainedModel:
-    """A model in fp32, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
+    """A model, its weights in ``dtype``, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
@@ -82,12 +87,19 @@ def load_model(
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
+    outputs = config.num_labels
+    another = CheckpointError(
+        f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
+        " pretrained one that it was made of"
+    )
     with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
                 raise CheckpointError(f"{name}: pruned as a {FINE_TUNED[found]}, not a {FINE_TUNED[head]}")
+            if head != "causal" and num_labels not in (None, outputs):
+                raise another
             pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
-                name, config=config, dtype=torch.float32, verify=False
+                name, config=config, dtype=dtype, verify=False
             )
             return pruned
         if num_labels is not None:
@@ -97,9 +109,14 @@ def load_model(
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
         how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
-            loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                where, config=config, dtype=torch.float32, output_loading_info=True, **how
-            )
+            try:
+                loaded: Any = plain_class(config.model_type, head).from_pretrained(
+                    where, config=config, dtype=dtype, output_loading_info=True, **how
+                )
+            except RuntimeError as error:
+                if num_labels in (None, outputs) or "ignore_mismatched_sizes" not in str(error):
+                    raise
+                raise another from error
     model, report = loaded
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
@@ -110,7 +127,7 @@ def load_model(
         raise CheckpointError(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
-    opened: PreTrainedModel = _dequantised(model, head) if of_gguf else model
+    opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model  # type: ignore[arg-type]
     return opened.eval()
 
 
@@ -183,11 +200,11 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
             try:
                 (adopt(model) if pruned else model).save_pretrained(partial)
             except SafetensorError as error:  # what it makes of a full disk; OSError is what callers know
-                raise OSError(f"{path / WEIGHTS}: cannot be written ({one_line(error)})") from error
+                raise as_os_error(error, path / WEIGHTS) from error
             shutil.copymode(partial / CONFIG, partial / WEIGHTS)  # safetensors lets nobody else read
             if tokenizer is not None:
                 before = {file.name for file in partial.iterdir()}
-                tokenizer.save_pretrained(partial)
+                _save_tokenizer(tokenizer, partial)
                 if pruned:
                     seal(partial, sorted({file.name for file in partial.iterdir()} - before))
         sync_folder(partial)
@@ -196,6 +213,15 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if "(os error " not in str(error):  # tokenizers raises a bare Exception for a full disk
+            raise
+        raise as_os_error(error, folder / "tokenizer.json") from error
 
 
 def _replace(path: Path, partial: Path, former: Path) -> None:

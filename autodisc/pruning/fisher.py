@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -51,7 +52,7 @@ class _Moments:
     @classmethod
     def none(cls, sink: Port) -> _Moments:
         outputs, columns = sink.matrix.shape
-        new = sink.module.weight.new_zeros
+        new = partial(sink.module.weight.new_zeros, dtype=torch.float32)  # sums, also of a teacher in bf16
         biased = sink.module.bias is not None
         return cls(biased, 0, new(columns), new(columns, columns), new(outputs, outputs))
 

@@ -71,7 +71,7 @@ def estimate_importance(
             ):
                 with runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
-                loss = label_loss(logits, batch.labels, label_count(batch.labels))
+                loss = label_loss(logits, batch.labels, max(1, label_count(batch.labels)))
                 if not torch.isfinite(loss):
                     raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
                 loss.backward()  # in here: what is computed again has to be computed masked
@@ -79,6 +79,8 @@ def estimate_importance(
                 for total, mask in zip(units, masks, strict=True):
                     if mask.grad is not None:  # a layer without heads passes no gradient
                         total += mask.grad.abs().cpu()
+        if not all(total.isfinite().all() for units in sums for total in units):
+            raise TrainingError("importance: a gradient is not finite; give --precision fp32, or check the teacher")
     finally:
         for parameter, required in frozen:
             parameter.requires_grad_(required)

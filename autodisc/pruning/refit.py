@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger
 from autodisc.models.layouts import Block, Port, blocks, uncached
+from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, shapes
 from autodisc.tasks.data import Split, Task
@@ -141,6 +142,7 @@ def _run(
 
 def _solve(sink: Port, x: torch.Tensor, y: torch.Tensor) -> None:
     """Ridge regression of ``y`` (tokens, C) on ``x`` (tokens, columns), towards the present weights of ``sink``."""
+    own_memory(sink.module.parameters())
     weight, bias = sink.matrix, sink.module.bias
     mean_x, mean_y = x.mean(0), y.mean(0)
     if bias is None:

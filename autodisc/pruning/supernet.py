@@ -7,7 +7,6 @@ weights, and compute falls with scale (``layers.py``, ``slicing.py``).
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator
 
 from transformers import PreTrainedModel
@@ -16,18 +15,18 @@ from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.slicing import running, sliced_layers
-from autodisc.pruning.surgery import keep, positions
+from autodisc.pruning.surgery import in_same_memory, keep, positions
 
 
 class Supernet:
-    """A copy of ``model`` with its units in ranking order. ``model`` may itself be a pruned one.
+    """``model`` with its units in ranking order; all else shares its memory. ``model`` may itself be a pruned one.
 
     With ``checkpointing`` training keeps what enters a layer and computes the rest again: the memory of one layer.
     """
 
     def __init__(self, model: PreTrainedModel, ranking: Ranking, *, checkpointing: bool = False) -> None:
         self.ranking = ranking
-        self.model = copy.deepcopy(model)
+        self.model = in_same_memory(model)
         kept = Kept.of(model.config)
         orders = ranking.by_layer()
         self._heads = _present(orders[0], kept.heads)
@@ -51,8 +50,11 @@ class Supernet:
             yield model
 
     def extract(self, candidate: Candidate) -> PreTrainedModel:
-        """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher)."""
-        plain = copy.deepcopy(self.model)
+        """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher).
+
+        What has no units is the supernet's own; see surgery.py before it is trained by hand.
+        """
+        plain = in_same_memory(self.model)
         for layer, block in enumerate(blocks(plain)):
             block.select(
                 _ascending(self._heads[layer][: candidate.heads[layer]]),
@@ -69,15 +71,19 @@ class Supernet:
 
 
 def extract(model: PreTrainedModel, ranking: Ranking, candidate: Candidate) -> PreTrainedModel:
-    """``candidate`` cut out of a model, without a supernet."""
+    """``candidate`` cut out of a model, without a supernet; see surgery.py before it is trained by hand.
+
+    In fp32, also of a teacher whose weights are in bf16: an optimizer's steps are too small for these.
+    """
     heads, neurons = ranking.by_layer()
-    return keep(
-        model,
-        Kept(
-            tuple(tuple(sorted(o[:n])) for o, n in zip(heads, candidate.heads, strict=True)),
-            tuple(tuple(sorted(o[:n])) for o, n in zip(neurons, candidate.neurons, strict=True)),
-        ),
+    kept = Kept(
+        tuple(tuple(sorted(o[:n])) for o, n in zip(heads, candidate.heads, strict=True)),
+        tuple(tuple(sorted(o[:n])) for o, n in zip(neurons, candidate.neurons, strict=True)),
     )
+    found = keep(model, kept)
+    for parameter in found.parameters():
+        parameter.data = parameter.data.float()
+    return found
 
 
 def _present(orders: list[list[int]], kept: tuple[tuple[int, ...], ...]) -> list[list[int]]:

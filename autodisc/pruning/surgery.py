@@ -1,10 +1,15 @@
-"""Cut units out of a model: the result is small, dense, and computes what masking would."""
+"""Cut units out of a model: the result is small, dense, and computes what masking would.
+
+What is not cut (embeddings, norms, heads, whole layers) lies in the memory of the model that it was cut out of: who
+writes to it, to train or to refit, calls ``own_memory`` first.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from autodisc.models.checkpoints import Kept
@@ -19,11 +24,23 @@ def keep(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     own = Kept.of(model.config)
     heads = [positions(had, wanted) for had, wanted in zip(own.heads, kept.heads, strict=True)]
     neurons = [positions(had, wanted) for had, wanted in zip(own.neurons, kept.neurons, strict=True)]
-    small = copy.deepcopy(model)
+    small = in_same_memory(model)
     for block, head_positions, neuron_positions in zip(blocks(small), heads, neurons, strict=True):
         block.select(head_positions, neuron_positions)
     kept.write_to(small.config)
     return small
+
+
+def in_same_memory(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of ``model``, its configuration and modules, whose tensors are views of the model's own."""
+    parameters = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, {**parameters, **{id(buffer): buffer for buffer in model.buffers()}})
+
+
+def own_memory(parameters: Iterable[nn.Parameter]) -> None:
+    """Before they are written to: nobody else's change with them."""
+    for parameter in parameters:
+        parameter.data = parameter.data.clone()
 
 
 def positions(had: Sequence[int], wanted: Sequence[int]) -> list[int]:

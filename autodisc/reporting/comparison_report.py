@@ -10,13 +10,12 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from autodisc.errors import UserError
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
 from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
 from autodisc.reporting.pictures import Picture
 from autodisc.reporting.report import Part, page, text
-from autodisc.reporting.texts import replace_all
+from autodisc.reporting.texts import put_in_place
 
 TICKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 PLOT, LETTER, LINE, BESIDE = (640, 300), 7, 16, 12  # pixels: of the plot, a letter, a line of text, a label's distance
@@ -40,11 +39,7 @@ def write_comparison(name: str, sections: Sequence[Section], out: Path) -> Path:
     parts = [Part(section, section_tables(section), section_pictures(section)) for section in sections]
     paths = {out / "report.html": page(title, parts), out / "report.md": text(title, parts)}
     paths |= {out / "tables" / f"{table}.csv": rows for table, rows in csv_texts(sections).items()}
-    try:
-        (out / "tables").mkdir(parents=True, exist_ok=True)
-        replace_all(paths)
-    except OSError as error:
-        raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
+    put_in_place(out, paths)
     return out / "report.html"
 
 

@@ -29,7 +29,7 @@ from autodisc.reporting.rows import Summary
 from autodisc.reporting.summary import summarize
 from autodisc.reporting.table_files import study_tables
 from autodisc.reporting.tables import Table, overview_table, tables
-from autodisc.reporting.texts import markdown_table, md, replace_all
+from autodisc.reporting.texts import markdown_table, md, put_in_place
 
 PROJECT = "autodisc"
 PAGE, TEXT, FIGURES, TABLES = "report.html", "report.md", "figures", "tables"
@@ -88,12 +88,7 @@ def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None
         files = {out: render_html(summary), out.with_suffix(".md"): render_markdown(summary)}
     else:
         files = {out / name: content for name, content in render_folder(summary).items()}
-    try:
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        replace_all(files)
-    except OSError as error:
-        raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
+    put_in_place(out, files)
     return summary
 
 

@@ -123,20 +123,25 @@ class Running:
 
 @dataclass(frozen=True)
 class Status:
+    """``name`` and ``task`` are None of a folder whose study has not begun, as its teacher is still being made."""
+
     folder: str
-    name: str
-    task: str
+    name: str | None
+    task: str | None
     student_sparsity: float | None
     parts: tuple[Part, ...]
     running: Running | None
 
 
 def read_status(folder: Path) -> Status:
-    """Raises StudyError where ``folder`` holds no study."""
+    """Raises StudyError where ``folder`` holds no study, nor the word of a command that is to make one."""
     begun = sorted(folder.glob(f"baseline-*/{CONFIG}"))
     found = folder / CONFIG if (folder / CONFIG).is_file() else next(iter(begun), None)
     if found is None:
-        raise StudyError(f"{folder}: holds no study; expected the --out of a search or a baseline")
+        running = _running(folder, None)
+        if running is None:
+            raise StudyError(f"{folder}: holds no study; expected the --out of a search or a baseline")
+        return Status(str(folder), None, None, None, (), running)
     config = read_config(found)
     records = read_records([folder]) if any((folder / "records").glob("*.json")) else []
     searched, distilled = latest(records, "search"), latest(records, "distill")
@@ -149,7 +154,8 @@ def read_status(folder: Path) -> Status:
 
 def lines(status: Status) -> list[str]:
     """For people."""
-    found = [f"{status.folder}: {status.name}, task {status.task}, student of sparsity {_of(status.student_sparsity)}"]
+    study = f"{status.name}, task {status.task}, student of sparsity {_of(status.student_sparsity)}"
+    found = [f"{status.folder}: {'no study yet' if status.name is None else study}"]
     for part in status.parts:
         words = [part.state]
         if part.trials is not None:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from autodisc.errors import AutodiscError, UserError
+from autodisc.files import disk_error
 from autodisc.reporting.tables import Table
 
 
@@ -38,6 +40,20 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
+
+
+def put_in_place(out: Path, files: Mapping[Path, str | bytes]) -> None:
+    """Write the files of a report that is asked for at ``out``, and their folders; AutodiscError where it cannot be."""
+    try:
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        replace_all(files)
+    except OSError as error:
+        if disk_error(error) is not None:
+            raise AutodiscError(
+                f"{out}: cannot be written ({error.strerror}); free some space, or give another --out"
+            ) from None
+        raise UserError(f"out: {out} cannot be written ({error.strerror}); choose another --out") from None
 
 
 def replace_all(texts: Mapping[Path, str | bytes]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from autodisc.distillation.schedule import Workshop
-from autodisc.models.layouts import blocks, embeddings
+from autodisc.models.layouts import blocks
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.search.evaluation import Opened
@@ -40,7 +40,7 @@ def _slices(model: Any, ranking: Ranking) -> Slices:
 class Cuts(Sendable):
     """The ``pruned`` scorer's candidates, each cut and refitted when first asked for, and kept until ``let_go``.
 
-    They share the teacher's embeddings, which nothing has changed: half of a small model.
+    They share the teacher's embeddings, half of a small model (surgery.py).
     """
 
     teacher: PreTrainedModel
@@ -51,11 +51,7 @@ class Cuts(Sendable):
     @contextlib.contextmanager
     def __call__(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
         if candidate not in self.made:
-            model = self.workshop.cut(self.teacher, self.ranking, candidate)
-            for own, shared in zip(embeddings(model), embeddings(self.teacher), strict=True):
-                for mine, theirs in zip(own.parameters(), shared.parameters(), strict=True):
-                    mine.data = theirs.data
-            self.made[candidate] = model
+            self.made[candidate] = self.workshop.cut(self.teacher, self.ranking, candidate)
         yield self.made[candidate]
 
 

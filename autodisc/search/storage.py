@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.errors import DivergedError, StudyError, one_line
+from autodisc.files import disk_error
 from autodisc.search.patience import open_database
 from autodisc.urls import public, redacted, with_password
 
@@ -36,7 +38,7 @@ def open_storage(
     try:
         if storage.endswith(".log"):
             Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            return JournalStorage(JournalFileBackend(storage))
+            return open_journal(storage)
         return open_database(with_password(storage), say, heartbeat_s=heartbeat_s, wait_s=wait_s)
     except ImportError as error:
         lacking = getattr(error.__cause__, "name", None) or error.name or "its driver"
@@ -45,10 +47,53 @@ def open_storage(
             " postgresql+psycopg://…, or 'autodisc[mysql]' and mysql+pymysql://…"
         ) from None
     except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
+        if isinstance(error, StudyError) or disk_error(error) is not None:
+            raise
         reason = redacted(one_line(error), storage)
         shown = public(storage)
     # Not from the error, whose traceback and arguments may hold the URL.
     raise StudyError(f"search.storage: '{shown}' cannot be opened ({reason}); give an Optuna storage URL")
+
+
+class WholeLines(JournalFileSymlinkLock):
+    """The lock of a journal, which cuts off the half of a line that a full disk or a kill has left at its end.
+
+    Optuna reads over such a half, but would write the next line after it in the same line, and then read no more.
+    """
+
+    def acquire(self) -> bool:
+        held = super().acquire()
+        try:
+            _cut_half_line(Path(self._lock_target_file))
+        except BaseException:
+            self.release()
+            raise
+        return held
+
+
+def _cut_half_line(path: Path) -> None:
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end == 0 or _ends_a_line(file, end):
+            return
+        at = end
+        while at and not _ends_a_line(file, at):
+            at -= 1
+        file.truncate(at)
+
+
+def _ends_a_line(file: BinaryIO, at: int) -> bool:
+    file.seek(at - 1)
+    return file.read(1) == b"\n"
+
+
+def open_journal(path: str) -> JournalStorage:
+    """Raises StudyError where it is damaged."""
+    try:
+        return JournalStorage(JournalFileBackend(path, lock_obj=WholeLines(path)))
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
+        reason = one_line(error, 80)
+    raise StudyError(f"search.storage: {path} is damaged ({reason}); start afresh beside it with --new")
 
 
 def study_names(storage: str) -> list[str]:
@@ -65,14 +110,16 @@ def open_study(
     metric_name: str,
     say: Say = lambda text: None,
     heartbeat_s: int | None = None,
+    wait_s: float = 0.0,
 ) -> optuna.Study:
     """Create a study, or go on with it; raises StudyError when it was made with another configuration.
 
-    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them.
+    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them. A database may take
+    ``wait_s`` to be reachable.
     """
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
-        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s)
+        opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
         if recorded is None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import csv
 import difflib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autodisc.config import DOCSTRINGS, Kind, TaskConfig
 from autodisc.errors import DataError
+from autodisc.files import disk_error
 from autodisc.progress import Progress
 from autodisc.tasks import docstrings
 from autodisc.tasks.formats import read_conll, read_text
@@ -103,18 +105,30 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
         raise DataError(f"{path}: the {split} split is empty; expected a header and at least one row")
     suffix = path.suffix.lower()
     if suffix in OF_KINDS:
-        read = read_conll if suffix == CONLL else read_text
-        return datasets.Dataset.from_dict(read(path))
+        plain = read_conll if suffix == CONLL else read_text
+        return datasets.Dataset.from_dict(plain(path))
     # The readers themselves: load_dataset("csv") would count the call on the hub, five seconds where it cannot.
     readers = {
         ".csv": datasets.Dataset.from_csv,
         ".jsonl": datasets.Dataset.from_json,
         ".parquet": datasets.Dataset.from_parquet,
     }
-    try:
+
+    def read() -> Dataset:
         options = _csv_options(path) if suffix == ".csv" else {}
-        rows = readers[suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
+        return readers[suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
+
+    try:
+        try:
+            rows = read()
+        except Exception:
+            if not _drop_damaged(cache_dir):
+                raise
+            rows = read()
     except Exception as error:  # parsers of three formats, each with errors of its own
+        failed = disk_error(error)
+        if failed is not None and failed.filename != str(path):  # what is read lies fine; its copy found no place
+            raise OSError(failed.errno, failed.strerror, failed.filename or str(cache_dir)) from error
         cause = error.__cause__ or error
         if "corresponds to no data" in str(cause):  # what `datasets` says of a header alone
             raise DataError(f"{path}: the {split} split is empty; expected at least one row") from error
@@ -123,6 +137,22 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
     if not len(rows):
         raise DataError(f"{path}: the {split} split is empty; expected at least one row")
     return rows
+
+
+def _drop_damaged(cache_dir: Path) -> bool:
+    """Remove what `datasets` has kept of files that it read, where that is damaged; whether any was."""
+    import datasets
+
+    found = False
+    for info in cache_dir.glob("*/default-*/*/dataset_info.json"):
+        try:
+            datasets.DatasetInfo.from_directory(str(info.parent))
+            for file in info.parent.glob("*.arrow"):
+                datasets.Dataset.from_file(str(file))
+        except (OSError, ValueError, TypeError):  # cut off; another key than it knows
+            shutil.rmtree(info.parent, ignore_errors=True)
+            found = True
+    return found
 
 
 def _csv_options(path: Path) -> dict[str, Any]:

@@ -35,13 +35,12 @@ def tokenise(
     progress: Progress,
 ) -> Dataset:
     """``encode`` of ``columns``, some rows at a time, or what it once made of the same ``content`` and ``settings``."""
-    import datasets
 
     head = [str((VERSION, *settings)).encode(), identity(tokenizer).encode()]
     key = digest(itertools.chain(head, ("\0".join((*row, "")).encode("utf-8", "surrogatepass") for row in content)))
     file = cache_dir / "tokenised" / f"{key}.arrow"
-    if file.is_file():
-        return datasets.Dataset.from_file(str(file))
+    if (kept := _kept(file)) is not None:
+        return kept
     file.parent.mkdir(parents=True, exist_ok=True)
 
     with progress.stage(f"Tokenising {name}", len(rows)) as bar, quiet_datasets():
@@ -59,6 +58,19 @@ def tokenise(
             cache_file_name=str(file),  # written under a temporary name, then moved
             new_fingerprint=key,  # `datasets` would hash the tokenizer, whose truncation state changes as it works
         )
+
+
+def _kept(file: Path) -> Dataset | None:
+    """The tokens in a file of the cache; none, and no file, where it was cut off."""
+    import datasets
+
+    if not file.is_file():
+        return None
+    try:
+        return datasets.Dataset.from_file(str(file))
+    except (OSError, ValueError):  # pyarrow's, of a file that is too short
+        file.unlink(missing_ok=True)
+        return None
 
 
 def encode_texts(strings: list[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Columns:

@@ -35,7 +35,11 @@ def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="needs pip install 'autodisc[browser]'")
     with api.sync_playwright() as playwright:
         # Its sandbox needs rights that a container's root has not; what is opened is our own.
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        told = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        try:
+            opened = playwright.chromium.launch(executable_path=path, args=told)
+        except api.Error as error:
+            pytest.skip(f"{path} does not start here: {str(error).splitlines()[0]}")
         yield opened
         opened.close()
 

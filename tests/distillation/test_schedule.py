@@ -24,6 +24,7 @@ from autodisc.distillation.schedule import (
 from autodisc.models.layouts import embeddings
 from autodisc.pruning.candidates import candidate, nested_candidates
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.surgery import own_memory
 from autodisc.tasks.batches import batches, number_of_batches
 
 STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
@@ -52,6 +53,7 @@ def plain_distillation(student, teacher, task, runtime, config, *, steps, stage)
     for module in embeddings(student):
         module.requires_grad_(False)
     trained = [p for p in student.parameters() if p.requires_grad]
+    own_memory(trained)
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},

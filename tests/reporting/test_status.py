@@ -73,6 +73,13 @@ def test_a_study_that_runs_says_where_it_is_and_what_is_left(folder):
     assert "1 min 01 s and 2 TFLOPs" in text
 
 
+def test_a_run_that_still_makes_its_teacher_is_seen(tmp_path):
+    with Noted(Silent(), tmp_path, "run").stage("fine-tuning", 175):
+        first, second = lines(read_status(tmp_path))
+    assert first == f"{tmp_path}: no study yet"
+    assert second.startswith("  running: run, fine-tuning 0/175")
+
+
 def test_a_command_that_was_killed_is_not_said_to_run(folder, monkeypatch):
     with Noted(Silent(), folder, "search").stage("trials", 7):
         pass
