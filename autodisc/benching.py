@@ -219,6 +219,10 @@ def _names(models: Sequence[str | Path]) -> list[str]:
 
 def _check_inputs(models: Mapping[str, PreTrainedModel], lengths: Sequence[int | str]) -> None:
     """All models are given the first one's tokens."""
+    for name, model in models.items():
+        if model.main_input_name != "input_ids":
+            kind = model.config.model_type
+            raise ConfigError(f"model: {name} is a {kind}, which reads {model.main_input_name}; only text is timed")
     first, known = next((name, model.config.vocab_size) for name, model in models.items())
     for name, model in models.items():
         if (words := model.config.vocab_size) < known:

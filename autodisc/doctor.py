@@ -28,10 +28,14 @@ State = Literal["good", "note", "broken"]
 FOR = {  # what an extra of pyproject.toml is for
     "demo": "autodisc demo and studies that start from MiniLM",
     "onnx": "autodisc export --format onnx, and bench with onnxruntime",
+    "gguf": "models in GGUF files",
     "postgresql": "searches whose storage is PostgreSQL",
     "mysql": "searches whose storage is MySQL",
     "dask": "--backend dask://HOST:PORT",
     "ray": "--backend ray",
+    "tensorboard": "--track tensorboard",
+    "mlflow": "--track mlflow",
+    "wandb": "--track wandb",
 }
 LITTLE_GIB = 1.0  # of disk: a teacher's outputs on MRPC alone take 0.6
 LITTLE_MEMORY_GIB = 2.0

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,13 @@ def test_what_is_missing_or_too_old_is_broken_and_says_what_to_install(examine, 
     assert found["torch"]["state"] == "broken"
     assert "not >=99" in found["torch"]["said"]
     assert found["numpy"]["state"] == "good"
+
+
+def test_every_extra_for_users_is_looked_at():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text()
+    listed = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+    offered = set(re.findall(r"^([a-z]+) = ", listed, re.MULTILINE))
+    assert set(doctor.FOR) == offered - {"test", "browser", "docs", "style", "services"}
 
 
 def test_an_extra_that_is_missing_is_only_worth_knowing(examine, monkeypatch):

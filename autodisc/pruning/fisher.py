@@ -2,7 +2,8 @@
 
 Δloss(unit q) = ½ tr( G W_q ([A⁻¹]_qq)⁻¹ W_qᵀ )        W ← W − W_q ([A⁻¹]_qq)⁻¹ [A⁻¹]_q,   A⁻¹ likewise
 
-W_q are the unit's columns of an output projection, A is the covariance of what reaches it and G that of the Fisher
+W_q are the unit's columns of an output projection, A is the covariance of what reaches it (where the projection has no
+bias, its second moment) and G that of the Fisher
 gradients at its output, both over real tokens: optimal brain surgeon for groups (Hassibi & Stork 1993; ZipLM,
 arXiv:2302.04089) with the Fisher information as a Kronecker product (Martens & Grosse 2015; LLM Surgeon,
 arXiv:2312.17244). A unit that others can stand in for is cheap however large its gradient; and the costs of two
@@ -42,6 +43,7 @@ RIDGE = 0.01  # added to A and G, over the mean of their diagonals; .001 to 1 fo
 class _Moments:
     """Sums over real tokens at one output projection with ``columns`` inputs and C outputs; fp32."""
 
+    biased: bool  # the projection
     tokens: int
     inputs: torch.Tensor  # (columns,)
     squares: torch.Tensor  # (columns, columns)
@@ -51,10 +53,13 @@ class _Moments:
     def none(cls, sink: Port) -> _Moments:
         outputs, columns = sink.matrix.shape
         new = partial(sink.module.weight.new_zeros, dtype=torch.float32)  # sums, also of a teacher in bf16
-        return cls(0, new(columns), new(columns, columns), new(outputs, outputs))
+        biased = sink.module.bias is not None
+        return cls(biased, 0, new(columns), new(columns, columns), new(outputs, outputs))
 
     def covariance(self) -> torch.Tensor:
-        """A of the inputs about their mean: a bias gives a constant back for nothing."""
+        """A of the inputs, about their mean where there is a bias, which gives a constant back for nothing."""
+        if not self.biased:
+            return self.squares.double()
         return self.squares.double() - torch.outer(self.inputs.double(), self.inputs.double()) / max(self.tokens, 1)
 
 

@@ -53,7 +53,7 @@ def scaled(value: float | None, unit: str = "") -> str:
     if value is None:
         return NONE
     for factor, prefix in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= factor:
+        if abs(value) >= 0.9995 * factor:  # three digits of what is just below would be 1e+03
             return f"{value / factor:.3g} {prefix}{unit}".rstrip()
     return f"{value:.3g} {unit}".rstrip()
 

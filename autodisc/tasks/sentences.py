@@ -55,7 +55,13 @@ class Sentences(Rows):
             cache_dir=self.cache_dir,
             progress=self.progress,
         )
-        return make_split(name, tokens, labels)
+        split = make_split(name, tokens, labels)
+        if full := int((split.lengths >= self.longest).sum()):
+            self.progress.say(
+                f"{name}: {full} of {len(split)} rows have {self.longest} tokens or more, of which so many are read;"
+                " --max-length is more"
+            )
+        return split
 
 
 def tokenised(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:

@@ -121,6 +121,13 @@ def test_a_model_of_fewer_words_is_refused(autodisc, home, tiny):
     assert again.code == 0, again.err
 
 
+def test_a_model_of_images_is_refused_in_a_line(autodisc, home, tiny):
+    save_model(tiny("vit"), None, Path("images"))
+    ran = autodisc("bench --model images --threads 1 --runtimes eager --batches 1 --lengths 4")
+    assert ran.code == 2
+    assert "images is a vit, which reads pixel_values; only text is timed" in ran.err
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [

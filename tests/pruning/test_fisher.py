@@ -84,21 +84,23 @@ def test_the_moments_are_those_of_a_plain_loop_over_examples(tiny, make_task, ma
             gradients.append(gradient[0][real])
         x, g = torch.cat(entered), torch.cat(gradients)
         assert found[sink].tokens == len(x) == task.train.tokens
-        assert_close(
-            found[sink].covariance(), (x - x.mean(0)).double().T @ (x - x.mean(0)).double(), rtol=1e-3, atol=1e-3
-        )
+        if sink.bias is not None:  # what a constant gives is given back by the bias, where there is one
+            x = x - x.mean(0)
+        assert_close(found[sink].covariance(), x.double().T @ x.double(), rtol=1e-3, atol=1e-3)
         assert_close(found[sink].gradients, g.T @ g, rtol=1e-3, atol=1e-5)
 
 
-def layer(columns=12, outputs=5, width=3, seed=0, double=(0, 0)):
+def layer(columns=12, outputs=5, width=3, seed=0, double=(0, 0), constant=None, bias=True):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(200, columns, generator=generator) @ torch.randn(columns, columns, generator=generator)
     x[:, double[1]] = x[:, double[0]]
+    if constant is not None:
+        x[:, constant] = 5.0
     g = torch.randn(50, outputs, generator=generator)
-    linear = torch.nn.Linear(columns, outputs)
+    linear = torch.nn.Linear(columns, outputs, bias=bias)
     with torch.no_grad():
         linear.weight.copy_(torch.randn(outputs, columns, generator=generator))
-    moments = fisher._Moments(200, x.sum(0), x.T @ x, g.T @ g)
+    moments = fisher._Moments(bias, 200, x.sum(0), x.T @ x, g.T @ g)
     return fisher._Layer(Port(linear, width, sink=True), moments), linear.weight.detach().double(), moments
 
 
@@ -135,6 +137,15 @@ def test_a_neuron_that_doubles_another_is_cheap_until_its_double_is_gone():
     before = float(pruned.costs[3])
     (gone,) = pruned.remove(1)
     assert float(pruned.costs[10 - gone]) > 10 * before
+
+
+def test_a_neuron_that_never_changes_is_the_cheapest_only_where_a_bias_can_stand_in_for_it():
+    with_bias, _, _ = layer(width=1, constant=4)
+    without, weight, moments = layer(width=1, constant=4, bias=False)
+    assert int(with_bias.costs.argmin()) == 4
+    assert float(with_bias.costs[4]) < 0.1 * float(with_bias.costs.median())
+    assert int(without.costs.argmin()) != 4
+    assert_close(without.costs[4], least_loss(weight, moments, [4]))
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert"])

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from autodisc.progress import Silent
-from autodisc.reporting import terminal
+from autodisc.reporting import terminal, units
 from autodisc.reporting.records import read_records
 from autodisc.reporting.summary import summarize
 
@@ -106,3 +106,10 @@ def test_a_search_without_a_choice_says_why(make):
         console = _console(tty=False)
         terminal.print_search(make.search(trials)["result"], console=console)
         assert words in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("value", "written"), [(999.4, "999"), (999.6, "1 k"), (999_400, "999 k"), (999_600, "1 M"), (-999_600, "-1 M")]
+)
+def test_a_number_just_below_a_prefix_is_not_written_as_a_power(value, written):
+    assert units.scaled(value) == written

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from autodisc.config import TaskConfig
 from autodisc.errors import DataError
-from autodisc.tasks.data import HELD_OUT
+from autodisc.tasks.data import HELD_OUT, load_task
 
 
 def rows(count: int, start: int = 0, classes: int = 2) -> list[dict[str, object]]:
@@ -54,6 +55,14 @@ def test_rows_are_tokenised_without_padding_and_truncated(write, load, tokenizer
     assert train.lengths.tolist() == [4, 4, 10]
     assert train.tokens == 18
     assert (train.labels.tolist(), train.labels.dtype) == ([0, 1, 0], np.int64)
+
+
+def test_it_is_said_how_many_rows_may_be_cut(write, tokenizer, tmp_path, make_listener):
+    long = {"sentence": " ".join(["w3"] * 30), "label": 0}
+    write(train=[*with_labels(0, 1), long, long], validation=rows(2), test=rows(2))
+    heard, config = make_listener(), TaskConfig(name="mine", data=tmp_path / "data", metric="accuracy", max_length=10)
+    load_task(config, tokenizer, seed=0, cache_dir=tmp_path / "cache", progress=heard)
+    assert heard.said == ["train: 2 of 4 rows have 10 tokens or more, of which so many are read; --max-length is more"]
 
 
 def test_pairs_are_tokenised_together(write, load):
@@ -203,8 +212,6 @@ def test_progress_bars_of_datasets_are_as_before(write, load, capfd):
 
 
 def test_held_out_is_a_fraction():
-    from autodisc.config import TaskConfig
-
     with pytest.raises(ValidationError):
         TaskConfig(name="x", held_out=0.7)
 
