@@ -66,7 +66,8 @@ def shown(text: str, *folders: Path) -> str:
     """A message as the table has it: the same wherever and whenever it is made."""
     for folder, name in zip(folders, ("DIR", "CACHE", "TEACHER"), strict=False):
         text = text.replace(str(folder), name)
-    text = re.sub(r"\b[0-9a-f]{16,}\b", "…", text)
+    text = re.sub(r"(?<![0-9a-z])[0-9a-f]{16,}(?![0-9a-z])", "…", text)
+    text = re.sub(r"line \d+, column", "line …, column", text)  # of a configuration that gains settings
     return " ".join(text.split()).replace("|", "\\|")
 
 
@@ -124,11 +125,9 @@ DIGESTED = ("supernet's weights", "supernet's code", "student's weights", "stude
 
 
 def halve(path: Path) -> None:
-    """A text within the line in its middle, wherever the folder and its name's length are."""
+    """A configuration within one of its lines, which one does not change when it gains settings."""
     whole = path.read_bytes()
-    lines = whole.splitlines(keepends=True) if path.suffix == ".yaml" else []
-    middle = lines[len(lines) // 2] if lines else b""
-    os.truncate(path, len(b"".join(lines[: len(lines) // 2])) + len(middle) // 2 if lines else len(whole) // 2)
+    os.truncate(path, whole.index(b"\nstudent_sparsity") + 8 if path.suffix == ".yaml" else len(whole) // 2)
 
 
 def empty(path: Path) -> None:

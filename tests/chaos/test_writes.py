@@ -104,7 +104,7 @@ class Sweep:
 
 def shown(line: str, home: Path) -> str:
     line = line.removeprefix("error: ").replace(f"{home}/job-cache", "CACHE").replace(f"{home}/job", "DIR")
-    line = re.sub(r"\b[0-9a-f]{16,}\b", "…", line)
+    line = re.sub(r"(?<![0-9a-z])[0-9a-f]{16,}(?![0-9a-z])", "…", line)
     line = re.sub(r"_[\w-]+(?=_data_csv_default-)", "…", line)
     line = re.sub(r"(\.tmp-?)\w{6,8}\b|(/tmp)\w{8}\b", r"\1\2…", line)
     line = re.sub(r"(/\.[\w.]+)\.\d+:", r"\1.…:", line)
