@@ -85,6 +85,10 @@ def bench(
     with progress.stage("loading", None):
         opened = {name: load_model(model) for name, model in zip(names, models, strict=True)}
         for each in opened.values():
+            if (
+                getattr(each.config, "pad_token_id", 0) is None
+            ):  # which a decoder's classifier asks for before it takes two rows
+                each.config.pad_token_id = -1  # no token is padding
             each.to(ready.device)  # type: ignore[arg-type]
     _check_inputs(opened, lengths)
     flops = {name: _counted(model) for name, model in opened.items()}

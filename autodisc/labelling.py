@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
-from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head
+from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head, pad_alike
 from autodisc.models.inference import EVALUATION_BATCH, forward
 from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
@@ -198,6 +198,7 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     tokenizer, model = load_tokenizer(name), load_model(name)
     if own_head(model) != "sequence":
         raise ModelError(f"--model: {name} is a {FINE_TUNED[own_head(model)]}; for it give a task of its --kind")
+    pad_alike(model, tokenizer)
     longest = fitting_length(model, tokenizer, max_length, name=str(name))
     model.to(runtime.device)  # type: ignore[arg-type]
 

@@ -28,6 +28,7 @@ from autodisc.models.checkpoints import (
     load_model_config,
     load_tokenizer,
     own_head,
+    pad_alike,
     resolve,
 )
 from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
@@ -248,8 +249,7 @@ def open_workspace(
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
             teacher = load_model(name, head=head, num_labels=fresh, dtype=_weights(config, runtime, finetune))
-        if head == "sequence" and teacher.config.pad_token_id is None:  # a decoder finds a text's end by it
-            teacher.config.pad_token_id = tokenizer.pad_token_id
+        pad_alike(teacher, tokenizer)
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
@@ -306,6 +306,7 @@ def _other_student(
     head = own_head(teacher)
     with seeded(runtime.seed):
         model = load_model(name, head=head, num_labels=None if head == "causal" else teacher.config.num_labels)
+    pad_alike(model, own)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
         raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")

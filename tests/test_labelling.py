@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.special import softmax
 
+from autodisc.benching import bench
 from autodisc.config import RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
@@ -21,6 +22,7 @@ from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
 from autodisc.tasks import files
 from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
+from autodisc.workspace import _other_student
 
 FP32 = RuntimeConfig(device="cpu", precision="fp32", threads=1)
 TASK = TaskConfig(name="toy", metric="accuracy")
@@ -153,6 +155,33 @@ def test_rows_of_json_keep_the_keys_that_each_has(model, tmp_path, monkeypatch, 
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert result["rows"] == len(found) == 42
     assert [{name: row[name] for name in row if name not in result["columns"]} for row in found] == rows
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_decoder_whose_config_names_no_padding_pads_as_its_tokenizer_does(tmp_path, tiny, word_tokenizer, family):
+    told, untold = tiny(family), tiny(family)
+    untold.config.pad_token_id = None
+    for name, model in (("told", told), ("untold", untold)):
+        save_model(model, word_tokenizer, tmp_path / name)
+    path = written(tmp_path / "in.jsonl", sentences(20))
+    found = [
+        predict_file(tmp_path / name, path, tmp_path / f"{name}.jsonl", task=TASK, runtime=FP32)["rows"]
+        for name in ("told", "untold")
+    ]
+    assert found == [20, 20]
+    assert read(tmp_path / "told.jsonl") == read(tmp_path / "untold.jsonl")
+    shape = {"runtimes": ["eager"], "batch_sizes": [2], "lengths": [8], "turns": 1}
+    assert len(bench([tmp_path / "untold"], **shape)["rows"]) == 1
+
+
+def test_a_pretrained_student_whose_config_names_no_padding_pads_as_its_tokenizer_does(
+    tmp_path, tiny, word_tokenizer, make_runtime
+):
+    student = tiny("llama", layers=1)
+    student.config.pad_token_id = None
+    save_model(student, word_tokenizer, tmp_path / "student")
+    other = _other_student(str(tmp_path / "student"), tiny("llama"), word_tokenizer, make_runtime())
+    assert other.model.config.pad_token_id == word_tokenizer.pad_token_id
 
 
 def test_a_regression_gets_its_value_alone(tmp_path, tiny, word_tokenizer):

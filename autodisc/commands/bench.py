@@ -45,7 +45,7 @@ def bench(
     with_task = "task.name" in request.settings
     sizes = [_number("--batches", text) for text in batches.split(",")]
     wanted = lengths or ("16,64,128,real" if with_task else "16,64,128")
-    tokens = [text if text == "real" else _number("--lengths", text) for text in wanted.split(",")]
+    tokens = [text if text == "real" else _number("--lengths", text) for text in map(str.strip, wanted.split(","))]
     if "real" in tokens and not with_task:
         raise ConfigError("--lengths: real takes the task's own texts; give --task and --data, or leave it out")
     if out is not None and out.exists():
@@ -62,7 +62,7 @@ def bench(
     result = benching.bench(
         model,
         config=config,
-        runtimes=runtimes.split(","),
+        runtimes=[text.strip() for text in runtimes.split(",")],
         batch_sizes=sizes,
         lengths=tokens,
         progress=request.progress(),

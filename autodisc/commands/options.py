@@ -192,7 +192,7 @@ class Request:
         path = base or self.file
         values = read_yaml(path) if path else {}
         for key, text in self.settings.items():
-            _put(values, key, text.split(",") if key in LISTS else text)
+            _put(values, key, [part.strip() for part in text.split(",")] if key in LISTS else text)
         for text in self.sets:
             _put(values, *_parsed(text))
         for key, way_out in _REQUIRED.items():

@@ -166,6 +166,12 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A decoder's classifier finds where a text ends by the padding token, which its config may not name."""
+    if own_head(model) == "sequence" and model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+
+
 def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
     """A model in fp32 with a configuration's sizes, pruned or not, for weights to be loaded into."""
     make: Callable[[str, Head], type[PreTrainedModel]]

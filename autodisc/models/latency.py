@@ -230,7 +230,7 @@ def shares(
     hooks = [layers[0].register_forward_pre_hook(mark), layers[-1].register_forward_hook(mark)]
     parts = []
     try:
-        with torch.inference_mode(), runtime.autocast():
+        with torch.inference_mode(), uncached(model), runtime.autocast():
             for call in range(calls + 1):
                 marks.clear()
                 mark()

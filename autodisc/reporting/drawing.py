@@ -140,7 +140,7 @@ def _scatter(axes: Any, trace: Any, _: dict[Any, float]) -> None:
 
 
 def _error(bars: Any) -> Any:
-    if bars.array is None:
+    if bars.array is None or bars.visible is False:
         return None
     above = [value or 0.0 for value in bars.array]
     return above if bars.arrayminus is None else [[value or 0.0 for value in bars.arrayminus], above]

@@ -4,9 +4,8 @@ floor          = max over constants c of metric(c, labels)
 standard error = sqrt(p (1 - p) / n) for accuracy, else the bootstrap over examples (Efron, 1979)
 
 Here are those of one label an example; ``sums.py`` has those of many. GLUE's metrics are those of arXiv:1804.07461.
-Scores come from scikit-learn and scipy. The bootstrap resamples
-the confusion matrix instead of the examples (the same distribution, since these metrics see nothing else),
-so it takes milliseconds.
+Scores come from scikit-learn and scipy. The bootstrap resamples the confusion matrix's cells that are not 0 instead of
+the examples (the same distribution, since these metrics see nothing else), so it takes milliseconds.
 """
 
 from __future__ import annotations
@@ -82,11 +81,9 @@ class ExampleMetric:
             return (predictions == labels).mean(axis=1)
         if self.kind == "regression":
             return _correlations(self.name, predictions, labels)
-        R, V = len(labels), 1 + max(int(labels.max()), int(predictions.max()))
-        rows = np.arange(R)[:, None] * V * V
-        cells = rows + labels.astype(np.int64) * V + predictions  # row by label by prediction
-        confusions = np.bincount(cells.ravel(), minlength=R * V * V).reshape(R, V, V)
-        return _from_confusions(self.name, confusions, np.arange(V))
+        V = 1 + max(int(labels.max()), int(predictions.max()))
+        counts = [_counts(own, said, None, V) for own, said in zip(labels, predictions, strict=True)]
+        return _from_counts(self.name, np.stack(counts), np.arange(V))
 
     def constant(self, labels: np.ndarray) -> np.ndarray:
         if self.kind == "regression" or self.name == "matthews":  # any will do
@@ -109,9 +106,10 @@ class ExampleMetric:
             return float(np.std(np.concatenate(values), ddof=1))
         classes, codes = np.unique(np.concatenate([labels, predictions]), return_inverse=True)
         V = len(classes)
-        cells = np.bincount(codes[:n] * V + codes[n:], minlength=V * V)  # label by prediction
-        confusions = rng.multinomial(n, cells / n, size=RESAMPLES).reshape(RESAMPLES, V, V)
-        return float(np.std(_from_confusions(self.name, confusions, classes), ddof=1))
+        cells, times = np.unique(codes[:n] * V + codes[n:], return_counts=True)  # label by prediction, those there are
+        drawn = rng.multinomial(n, times / n, size=RESAMPLES)  # (R, cells)
+        counts = np.stack([_counts(cells // V, cells % V, weights, V) for weights in drawn])
+        return float(np.std(_from_counts(self.name, counts, classes), ddof=1))
 
 
 _CLASSES: tuple[MetricName, ...] = ("accuracy", "f1", "f1_macro", "accuracy_f1", "matthews")
@@ -197,14 +195,25 @@ def _score(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     return value if math.isfinite(value) else 0.0
 
 
-def _from_confusions(name: str, confusions: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
-    """A classification metric of each confusion matrix (R, V, V), label by prediction; returns (R,)."""
-    n = confusions.sum(axis=(1, 2))
-    hits = np.diagonal(confusions, axis1=1, axis2=2)  # (R, V)
-    actual, predicted = confusions.sum(axis=2), confusions.sum(axis=1)  # (R, V)
-    if name == "matthews":  # Gorodkin's form for V classes; in fp64, as n⁴ overflows int64 from 55,109 examples on
+def _counts(labels: np.ndarray, predictions: np.ndarray, weights: np.ndarray | None, classes: int) -> np.ndarray:
+    """(3, V): how often each class is right, is there, and is said; without ``weights`` each pair counts once."""
+    right = labels == predictions
+    return np.stack(
+        [
+            np.bincount(labels[right], None if weights is None else weights[right], classes),
+            np.bincount(labels, weights, classes),
+            np.bincount(predictions, weights, classes),
+        ]
+    )
+
+
+def _from_counts(name: str, counts: np.ndarray, classes: Sequence[int] | np.ndarray) -> np.ndarray:
+    """A classification metric of each of R counts (R, 3, V); returns (R,)."""
+    hits, actual, predicted = np.moveaxis(counts.astype(np.float64), 1, 0)  # n⁴ of 55,109 examples overflows int64
+    n = actual.sum(axis=1)
+    if name == "matthews":  # Gorodkin's form for V classes
         covariance = hits.sum(axis=1) * n - (actual * predicted).sum(axis=1)
-        spread = np.float64(n**2 - (actual**2).sum(axis=1)) * np.float64(n**2 - (predicted**2).sum(axis=1))
+        spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1))
         return _ratio(covariance, np.sqrt(spread))
     f1 = _ratio(2 * hits, actual + predicted)  # (R, V)
     if name == "f1_macro":  # over the classes that occur, as in scikit-learn

@@ -75,6 +75,12 @@ def test_the_table_names_the_machine(autodisc, student):
         assert text in ran.out
 
 
+def test_lists_may_have_spaces(autodisc, home):
+    ran = autodisc(f"{TEACHER} --runtimes 'eager, written' --batches '1, 2' --lengths '4, 5' --json")
+    assert ran.code == 0, ran.err
+    assert len(ran.json["rows"]) == 8
+
+
 def test_a_compiler_that_is_not_there_leaves_the_others(autodisc, home, monkeypatch):
     def broken(model, **_):
         def call(**_):

@@ -38,3 +38,11 @@ def test_names_from_outside_are_drawn_as_text(name):
 
 def test_a_figure_without_a_point_is_drawn():
     assert size(draw(go.Figure(layout={"height": 120}), scale=1.0))[1] == 120
+
+
+def test_bars_that_are_hidden_are_not_drawn():
+    def drawn(visible):
+        bars = {"type": "data", "array": [1.0, 1.0], "visible": visible}
+        return draw(go.Figure(layout={"height": 120}).add_scatter(x=[1, 2], y=[1, 2], error_y=bars), format="svg")
+
+    assert drawn(False).count(b"<path") < drawn(True).count(b"<path")

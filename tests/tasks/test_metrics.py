@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from scipy import stats
 from sklearn import metrics as sk
 
 from autodisc.errors import TrainingError
-from autodisc.tasks.metrics import GLUE, METRICS, _correlations, _from_confusions, _score, decode
+from autodisc.tasks.metrics import GLUE, METRICS, _correlations, _counts, _from_counts, _score, decode
 
 REFERENCE = {
     "accuracy": sk.accuracy_score,
@@ -140,13 +141,28 @@ def test_standard_error_of_2000_examples_is_quick(name):
 
 @pytest.mark.parametrize("name", ["f1", "f1_macro", "accuracy_f1", "matthews"])
 @pytest.mark.parametrize("classes", [2, 4])
-def test_resampled_confusions_score_as_the_examples_do(name, classes):
+def test_resampled_counts_score_as_the_examples_do(name, classes):
     rng = np.random.default_rng(1)
     labels = rng.integers(classes, size=200)
     predictions = np.where(rng.random(200) < 0.6, labels, rng.integers(classes, size=200))
-    confusion = sk.confusion_matrix(labels, predictions, labels=range(classes))
-    value = _from_confusions(name, confusion[None], np.arange(classes))[0]
+    cells, times = np.unique(np.stack([labels, predictions]), axis=1, return_counts=True)
+    counts = _counts(*cells, times, classes)
+    assert (counts == _counts(labels, predictions, None, classes)).all()
+    value = _from_counts(name, counts[None], np.arange(classes))[0]
     assert value == pytest.approx(METRICS[name].score(predictions, labels))
+
+
+@pytest.mark.parametrize("name", ["f1_macro", "matthews"])
+def test_the_standard_error_of_2000_classes_needs_no_table_of_them(name):
+    rng = np.random.default_rng(1)
+    labels = rng.integers(2_000, size=3_000)
+    predictions = np.where(rng.random(3_000) < 0.6, labels, rng.integers(2_000, size=3_000))
+    tracemalloc.start()
+    assert 0.005 < METRICS[name].standard_error(predictions, labels, 0) < 0.02
+    value = METRICS[name].each(np.tile(predictions, (20, 1)), np.tile(labels, (20, 1)))[0]
+    assert value == pytest.approx(METRICS[name].score(predictions, labels))
+    assert tracemalloc.get_traced_memory()[1] < 200 * 2**20  # tables of 200 resamples: 6.4 GB
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["f1", "f1_macro", "accuracy_f1", "matthews"])
