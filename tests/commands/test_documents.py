@@ -122,6 +122,7 @@ def test_the_commands_of_the_readme_leave_a_student_and_a_report(after_readme):
     assert "<html" in (after_readme / "runs/mrpc/report.html").read_text()
 
 
+@pytest.mark.usefixtures("modules_elsewhere")  # the user's own cache is another process's too
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)])
 def test_every_command_and_block_of_a_page_runs(page, after_readme, served, tmp_path, monkeypatch):
     shutil.copytree(after_readme, tmp_path / "home")
