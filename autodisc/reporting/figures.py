@@ -131,7 +131,8 @@ def cost_figure(data: CostData) -> go.Figure:
             mode="markers+text",
             name=escape(point.strategy),
             text=[f" {escape(point.strategy)}"],
-            textposition="middle left" if point.strategy == "maxidisc" else "middle right",
+            # Ours and direct often cost much the same.
+            textposition="middle left" if point.strategy in ("autodisc", "maxidisc") else "middle right",
             marker={"symbol": symbol, "size": 13, "color": color},
             hovertext=[escape(point.label)],
             hoverinfo="text",

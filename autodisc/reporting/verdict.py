@@ -16,6 +16,7 @@ NOISE = 2.0  # standard errors, some 95 %
 SEARCH_TARGET = 0.05  # of maxidisc's cost: autodisc's claim, as are the two below
 SCHEDULE_TARGET = 0.20
 STUDENT_TARGET = 0.005  # metric below maxidisc's student
+STUDENT_KEEPS = 0.5  # of what the teacher has above the floor
 
 
 def headline(study: StudySummary) -> str:
@@ -178,6 +179,12 @@ def _targets(shares: Shares) -> list[tuple[str, float, tuple[tuple[str, float | 
 def _student_findings(study: StudySummary) -> list[str]:
     found = []
     ours, direct, maxi = (study.strategy(name) for name in ("autodisc", "direct", "maxidisc"))
+    kept = _kept(study)
+    if kept is not None and kept < STUDENT_KEEPS:
+        found.append(
+            f"Of what the teacher has above the floor on validation the student keeps {units.share(kept)}: it is too"
+            " small for this task, or was distilled for too short; try a lower --student-sparsity or more epochs."
+        )
     gap = _gap(ours, direct)
     if gap is not None and gap[0] < 0:
         found.append(f"No assistant at all (direct) gave the better student; autodisc against it: {gap[1]}.")
@@ -193,6 +200,16 @@ def _student_findings(study: StudySummary) -> list[str]:
             f" instead of {units.plain(study.recorded.sparsity)}."
         )
     return found
+
+
+def _kept(study: StudySummary) -> float | None:
+    """(student − floor) / (teacher − floor) on validation; None where that is not known."""
+    teacher, ours, floor = study.strategy("teacher"), study.strategy("autodisc"), study.floor
+    if teacher is None or ours is None or floor is None:
+        return None
+    if teacher.validation_metric is None or ours.validation_metric is None or teacher.validation_metric <= floor:
+        return None
+    return (ours.validation_metric - floor) / (teacher.validation_metric - floor)
 
 
 def _gap(ours: StrategyRow | None, theirs: StrategyRow | None) -> tuple[float, str] | None:

@@ -42,6 +42,17 @@ def test_direct_better_than_autodisc_is_listed_against_it(whole):
     assert any("direct" in text and "better student" in text for text in _one(whole).against)
 
 
+@pytest.mark.parametrize(("metric", "listed"), [(0.79, True), (0.81, False)])
+def test_a_student_that_keeps_less_than_half_of_its_teacher_is_listed(make, tmp_path, metric, listed):
+    distilled = make.distill()
+    teacher, floor = distilled["result"]["teacher"], make.search()["result"]["trials"][0]["floor"]
+    distilled["result"]["student"]["validation_metric"] = metric
+    study = _one(make.write(tmp_path, make.search(), distilled))
+    kept = (metric - floor) / (teacher["validation_metric"] - floor)
+    assert (kept < 0.5) == listed
+    assert any(f"the student keeps {100 * kept:.1f} %" in text for text in study.against) == listed
+
+
 def test_another_lambda_ranks_the_recorded_trials_again(whole):
     study = _one(whole, lam=0.0)
     assert study.recorded.sparsity == 0.8
