@@ -156,6 +156,12 @@ class ImportanceConfig(Section):
     normalise: bool = Field(
         False, description="Of first-order: L2 per layer before ranking, as the paper does in its one round."
     )
+    least_heads: int = Field(
+        1,
+        ge=0,
+        description="Heads that a layer keeps while other layers have more. 0 is the paper: where heads are few, whole"
+        " layers lose theirs, and a student may then never learn what its teacher compares.",
+    )
     refit: bool = Field(
         True,
         description="Scorer pruned: refit what is cut to the teacher by least squares on the same examples.",

@@ -67,24 +67,37 @@ Moments = Mapping[nn.Module, _Moments]  # by output projection
 
 
 def rank_by_fisher(
-    model: PreTrainedModel, split: Split, *, batch_size: int, task: Task, runtime: Runtime, ledger: Ledger, bar: Bar
+    model: PreTrainedModel,
+    split: Split,
+    *,
+    batch_size: int,
+    least_heads: int,
+    task: Task,
+    runtime: Runtime,
+    ledger: Ledger,
+    bar: Bar,
 ) -> Ranking:
     """Removal orders of the units that ``model`` has, over the tokens of ``split``; raises TrainingError on NaN."""
     moments = second_moments(model, split, batch_size=batch_size, task=task, runtime=runtime, ledger=ledger, bar=bar)
     with ledger.count(("removal order",), 0):
-        return removal_order(model, moments)
+        return removal_order(model, moments, least_heads=least_heads)
 
 
 @torch.no_grad()
-def removal_order(model: PreTrainedModel, moments: Moments, only: Collection[int] | None = None) -> Ranking:
-    """The greedy order over all layers, or ``only`` some. Its cost depends on the widths alone."""
+def removal_order(
+    model: PreTrainedModel, moments: Moments, only: Collection[int] | None = None, *, least_heads: int = 0
+) -> Ranking:
+    """The greedy order over all layers, or ``only`` some; each layer's last ``least_heads`` heads go after all others.
+
+    Its cost depends on the widths alone.
+    """
     layers, kept = blocks(model), Kept.of(model.config)
     chosen = [i for i in range(len(layers)) if only is None or i in only]
     attentions = {i: layers[i].attention.sink for i in chosen if layers[i].heads}
     ffns = {i: layers[i].ffn.sink for i in chosen if layers[i].neurons}
     heads, neurons = (
-        _order({i: _Layer(sink, moments[sink.module]) for i, sink in sinks.items()}, at_once=at_once)
-        for sinks, at_once in ((attentions, 1), (ffns, NEURON_MULTIPLE))
+        _order({i: _Layer(sink, moments[sink.module]) for i, sink in sinks.items()}, at_once=at_once, least=least)
+        for sinks, at_once, least in ((attentions, 1, least_heads), (ffns, NEURON_MULTIPLE, 0))
     )
     return Ranking(
         tuple((layer, kept.heads[layer][position]) for layer, position in heads),
@@ -212,14 +225,14 @@ class _Layer:
         return (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
 
 
-def _order(layers: dict[int, _Layer], *, at_once: int) -> list[Unit]:
+def _order(layers: dict[int, _Layer], *, at_once: int, least: int) -> list[Unit]:
     """Remove every unit, ``at_once`` of the layer that has the cheapest: widths go by as many anyway.
 
-    (layer, position) in the order of removal.
+    Layers that are down to ``least`` wait for the others. (layer, position) in the order of removal.
     """
     order: list[Unit] = []
     while layers:
-        index, layer = min(layers.items(), key=lambda item: float(item[1].costs.min()))
+        index, layer = min(layers.items(), key=lambda item: (int(item[1].left.sum()) <= least, item[1].costs.min()))
         order += [(index, position) for position in layer.remove(min(at_once, int(layer.left.sum())))]
         if not layer.left.any():
             del layers[index]

@@ -143,7 +143,8 @@ def test_a_teacher_with_nan_is_reported(tiny, make_task, make_runtime):
 
 def test_one_round_is_the_plain_sort(tiny, make_task, make_runtime):
     task, model = make_task(), tiny()
-    ranking = rank_units(model, task, first_order(examples=1000, rounds=1), runtime=make_runtime())
+    config = first_order(examples=1000, rounds=1, least_heads=0)
+    ranking = rank_units(model, task, config, runtime=make_runtime())
     found = estimate(model, task, make_runtime())
     for order, layers in ((ranking.heads, found.heads), (ranking.neurons, found.neurons)):
         scores = [float(layers[layer][i]) for layer, i in order]
@@ -160,6 +161,22 @@ def test_a_ranking_holds_every_unit_once(tiny, make_task, make_runtime, same_wei
     assert sorted(ranking.heads) == [(layer, i) for layer in range(3) for i in range(4)]
     assert sorted(ranking.neurons) == [(layer, i) for layer in range(3) for i in range(32)]
     assert same_weights(model, tiny(family))
+
+
+@pytest.mark.parametrize("settings", [{"rounds": 1}, {"rounds": 3}, {"criterion": "fisher"}])
+@pytest.mark.parametrize("least", [0, 1, 2])
+def test_every_layer_keeps_its_least_heads_while_another_has_more(tiny, make_task, make_runtime, settings, least):
+    model, task = tiny("bert", layers=4), make_task()
+    with torch.no_grad():  # what the first two layers' attention says hardly counts
+        for layer in model.bert.encoder.layer[:2]:
+            layer.attention.output.dense.weight.mul_(1e-4)
+    config = ImportanceConfig(**{"criterion": "first-order", "batch_size": 8, "least_heads": least, **settings})
+    ranking = rank_units(model, task, config, runtime=make_runtime())
+    heads = len(ranking.heads)
+    kept = [candidate(ranking, gone / heads).heads for gone in range(heads)]
+    for counts in kept:
+        assert min(counts) >= least or max(counts) <= least
+    assert least or any(min(counts) == 0 and max(counts) > 1 for counts in kept)
 
 
 def test_ranking_a_pruned_teacher_ranks_what_it_has(tiny, make_task, make_runtime, random_ranking):
