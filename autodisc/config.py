@@ -179,7 +179,7 @@ class RecoveryConfig(Section):
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps; none: from the distillation's budget.")
     fraction: float = Field(
-        0.045, gt=0, le=1, description="Where steps is none: this fraction of the distillation's own steps."
+        0.09, gt=0, le=1, description="Where steps is none: this fraction of the steps of the assistant's phase."
     )
     lr: float = Field(1e-4, gt=0)
     sandwich_size: int = Field(3, ge=1, description="Candidates a step: largest, smallest, the rest at random.")
@@ -286,7 +286,13 @@ class BudgetConfig(Section):
 class DistillationConfig(Section):
     """The fixed sandwich distillation, and each trial of the baselines."""
 
-    epochs: int = Field(4, ge=1, description="Passes over train, in each of the two phases.")
+    epochs: int = Field(4, ge=1, description="Passes over train of the assistant's phase; a chain shares them out.")
+    student_epochs: int | None = Field(
+        None,
+        ge=1,
+        description="Passes of the last phase, the student's; none: four times `epochs`. Alone it is cheap, and passes"
+        " gain it more there than within the assistant.",
+    )
     batch_size: int = Field(32, ge=1, description="Examples a step, on average: a batch holds a budget of tokens.")
     accumulation: int = Field(1, ge=1, description="Micro-batches that a step is split into, to save memory.")
     lr: float = Field(2e-4, gt=0)
@@ -303,14 +309,27 @@ class DistillationConfig(Section):
     )
     hidden_depths: int = Field(7, ge=0, description="Evenly spaced depths in the hidden-state loss; 7 is the paper.")
     train_embeddings: bool = False
-    sandwich_size: int = Field(3, ge=1, description="Candidates a step; 1 is plain distillation.")
+    sandwich_size: int = Field(
+        3, ge=1, description="Candidates a step of the assistant's phase; 1 is plain distillation."
+    )
+    student_sandwich_size: int = Field(1, ge=1, description="Candidates a step of the last phase; 3 is the paper.")
+    student_guides: Literal["assistant", "both"] = Field(
+        "both",
+        description="Whose outputs the student learns in the last phase: the assistant's (the paper), or the teacher's"
+        " too, the mean of both losses (arXiv:2009.08825). The teacher's are kept from the phase before.",
+    )
     assistants: int = Field(
         1,
         ge=1,
         le=4,
-        description="A chain of so many: the chosen one, then others at equal ratios of scale down to the student. The"
-        " schedule's steps stay what they are with one, shared out evenly.",
+        description="A chain of so many: the chosen one, then others at equal ratios of scale down to the student. They"
+        " share the passes of one out evenly.",
     )
+
+    @property
+    def last_epochs(self) -> int:
+        """Passes of the student's phase."""
+        return 4 * self.epochs if self.student_epochs is None else self.student_epochs
 
 
 class BaselineConfig(Section):

@@ -156,7 +156,7 @@ class _Bench:
         always = [self.nested[0], self.nested[-1]]
         sandwich = Sandwich(
             supernet,
-            outputs,
+            [outputs],
             self.nested,
             always=always,
             size=settings.sandwich_size,
@@ -269,7 +269,7 @@ class _Bench:
         def run(split: Split, ledger: Ledger) -> list[float]:
             with self.cache(split, ledger) as outputs:
                 sandwich = Sandwich(
-                    supernet, outputs, [candidate], always=[candidate], size=1, config=config, runtime=self.runtime
+                    supernet, [outputs], [candidate], always=[candidate], size=1, config=config, runtime=self.runtime
                 )
                 timed = _Timed(sandwich, self.runtime)
                 settings = TrainingSettings(

@@ -192,7 +192,7 @@ def _predicted_training(model: PreTrainedModel, task: Task, runtime: Runtime, sp
     chain: list[Candidate] = [candidate(ranking, sparsity) for sparsity in sparsities]
     net = Supernet(extract(model, ranking, chain[0]), ranking, checkpointing=runtime.checkpointing)
     teacher: Any = _FakeTeacher(model, runtime)
-    objective = Sandwich(net, teacher, chain, always=chain, size=len(chain), config=CONFIG, runtime=runtime)
+    objective = Sandwich(net, [teacher], chain, always=chain, size=len(chain), config=CONFIG, runtime=runtime)
     trained = [parameter for parameter in net.model.parameters() if parameter.requires_grad]
     own_memory(trained)
     for _, compute in objective.terms(batch, Totals(task.train.labelled, task.train.tokens), chain):

@@ -204,12 +204,13 @@ class Bench:
         return Stage(
             lambda: distill_phase(
                 start,
-                outputs,
+                [outputs],
                 self.ranking,
                 drawn,
                 target=target,
                 stage=stage,
                 steps=self.steps,
+                size=len(drawn),
                 config=self.config,
                 workshop=self.workshop,
             ),

@@ -119,7 +119,8 @@ SEARCH = GRID + _panel(
 )
 DISTILLATION = _panel(
     "Training",
-    ("--epochs", "distillation.epochs", "N", "Passes over train, in each phase of the distillation."),
+    ("--epochs", "distillation.epochs", "N", "Passes over train of the assistant's phase."),
+    ("--student-epochs", "distillation.student_epochs", "N", "Passes of the student's phase; four times --epochs."),
     ("--batch-size", "distillation.batch_size", "N", "Examples a step, on average."),
     ("--lr", "distillation.lr", "RATE", "Largest learning rate."),
     ("--sandwich-size", "distillation.sandwich_size", "N", "Candidates a step; 1 is plain distillation."),

@@ -26,7 +26,7 @@ from autodisc.config import flatten, make_config
 from autodisc.errors import ConfigError, StudyError
 from autodisc.reporting.records import plain, write_once
 
-SCHEMA = 1
+SCHEMA = 2  # 1: units were ranked otherwise, and the student had no phase of its own
 SHARED = "shared"
 NOT_COUNTED = ("set-up", "final evaluation")  # stages that measure, or that a cell repeats only because it stands alone
 # Settings that change no result, or that the teacher's and the data's fingerprints stand for.

@@ -175,7 +175,7 @@ class ComparisonConfig(Section):
             named = "pruned"
         distillation = self.distillation.model_dump()
         if cell.kind == "plain":
-            distillation["sandwich_size"] = 1
+            distillation.update(sandwich_size=1, student_sandwich_size=1)
         if cell.kind == "chain":
             distillation["assistants"] = 2
         values = {

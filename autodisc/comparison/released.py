@@ -51,7 +51,7 @@ def distill_released(space: Workspace) -> Released:
             supernet.model,
             Sandwich(
                 supernet,
-                outputs,
+                [outputs],
                 nested,
                 always=nested,
                 size=len(nested),
@@ -71,7 +71,6 @@ def distill_released(space: Workspace) -> Released:
     assistant = Distilled(supernet.extract(assistants[number]), assistants[number], metric)
     total = workshop.ledger.total
     chain = chain_from(space.candidates, assistant.candidate.sparsity, space.student)[1:]
-    every = config.model_copy(update={"sandwich_size": len(chain)})
-    phase = Phase(STUDENT_PHASE, space.student, tuple(chain))
-    student = distill_from(assistant, ranking, phase, every, workshop)
+    phase = Phase(STUDENT_PHASE, space.student, tuple(chain), config.epochs, len(chain))
+    student = distill_from(assistant, space.teacher, ranking, phase, config, workshop)
     return Released(assistant, student, Spent(total.seconds, total.flops))

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from autodisc.config import DistillationConfig
-from autodisc.distillation.losses import Totals, distillation_loss, hidden_depths
+from autodisc.distillation.losses import Totals, hidden_depths, mean_loss
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term
 from autodisc.models.inference import model_inputs
@@ -68,17 +68,17 @@ class Heterogeneous:
     def __init__(
         self,
         student: PreTrainedModel,
-        teacher: TeacherCache,
+        guides: Sequence[TeacherCache],
         pairs: Sequence[Pair],
         projections: Sequence[nn.Module],
         *,
         config: DistillationConfig,
         runtime: Runtime,
     ) -> None:
-        self.student, self.teacher, self.config, self.runtime = student, teacher, config, runtime
+        self.student, self.guides, self.config, self.runtime = student, guides, config, runtime
         self.pairs, self.projections = pairs, projections
         # Where each pair's teacher depth stands among those that are cached.
-        self.places = [teacher.depths.index(pair.teacher) for pair in pairs]
+        self.places = [guides[0].depths.index(pair.teacher) for pair in pairs]
         for module in embeddings(student):
             module.requires_grad_(config.train_embeddings)
 
@@ -89,17 +89,15 @@ class Heterogeneous:
         yield Term(("heterogeneous", self.student.config.model_type), lambda: self._loss(batch, totals))
 
     def _loss(self, batch: Batch, totals: Totals) -> torch.Tensor:
-        output = self.teacher(batch)
+        outputs = [guide(batch) for guide in self.guides]
         with self.runtime.autocast():
             out = self.student(**model_inputs(self.student, batch), output_hidden_states=bool(self.pairs))
             states = [out.hidden_states[pair.student] for pair in self.pairs]
             hidden = [project(state) for project, state in zip(self.projections, states, strict=True)]
-        if output.hidden is not None:
-            output = replace(output, hidden=output.hidden[:, :, self.places])
-        return distillation_loss(
+        return mean_loss(
             out.logits,
             hidden,
-            teacher=output,
+            [o if o.hidden is None else replace(o, hidden=o.hidden[:, :, self.places]) for o in outputs],
             labels=batch.labels,
             mask=batch.inputs["attention_mask"].bool(),
             totals=totals,

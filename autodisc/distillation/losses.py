@@ -173,6 +173,24 @@ def distillation_loss(
     return loss
 
 
+def mean_loss(
+    logits: torch.Tensor,
+    hidden: Sequence[torch.Tensor],
+    guides: Sequence[TeacherOutput],
+    *,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    totals: Totals,
+    config: DistillationConfig,
+) -> torch.Tensor:
+    """The mean of ``distillation_loss`` to each of ``guides`` (densely guided distillation, arXiv:2009.08825)."""
+    losses = [
+        distillation_loss(logits, hidden, teacher=each, labels=labels, mask=mask, totals=totals, config=config)
+        for each in guides
+    ]
+    return torch.stack(losses).mean() if len(losses) > 1 else losses[0]
+
+
 def hidden_depths(layers: int, count: int, *, embeddings_differ: bool) -> tuple[int, ...]:
     """``count`` evenly spaced depths in [0, layers], 0 being the embeddings.
 

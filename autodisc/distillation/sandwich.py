@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from autodisc.config import DistillationConfig
-from autodisc.distillation.losses import TeacherOutput, Totals, distillation_loss
+from autodisc.distillation.losses import TeacherOutput, Totals, mean_loss
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term
 from autodisc.models.layouts import embeddings
@@ -23,15 +23,16 @@ from autodisc.tasks.batches import Batch
 
 
 class Sandwich:
-    """Objective of the training loop: distil a teacher into ``size`` of the candidates a step.
+    """Objective of the training loop: distil ``guides`` into ``size`` of the candidates a step.
 
-    ``always`` names the candidates of every step; the others are drawn without replacement.
+    ``always`` names the candidates of every step; the others are drawn without replacement. The loss is the mean of
+    those to each guide; they have the same depths.
     """
 
     def __init__(
         self,
         supernet: Supernet,
-        teacher: TeacherCache,
+        guides: Sequence[TeacherCache],
         candidates: Sequence[Candidate],
         *,
         always: Sequence[Candidate],
@@ -39,7 +40,7 @@ class Sandwich:
         config: DistillationConfig,
         runtime: Runtime,
     ) -> None:
-        self.supernet, self.teacher, self.config, self.runtime = supernet, teacher, config, runtime
+        self.supernet, self.guides, self.config, self.runtime = supernet, guides, config, runtime
         self.always = list(always)[:size]
         self.others = [c for c in candidates if c not in self.always]
         self.extra = min(size - len(self.always), len(self.others))
@@ -53,24 +54,22 @@ class Sandwich:
         return self.always + [self.others[i] for i in picks]
 
     def terms(self, batch: Batch, totals: Totals, drawn: list[Candidate]) -> Iterator[Term]:
-        output = self.teacher(batch)
+        outputs = [guide(batch) for guide in self.guides]
         mask = batch.inputs["attention_mask"].bool()
         for candidate in drawn:
             kind = (candidate.heads, candidate.neurons)
-            yield Term(kind, lambda c=candidate: self._loss(c, batch, output, mask, totals) / len(drawn))  # type: ignore[misc]
+            yield Term(kind, lambda c=candidate: self._loss(c, batch, outputs, mask, totals) / len(drawn))  # type: ignore[misc]
 
     def _loss(
-        self, candidate: Candidate, batch: Batch, teacher: TeacherOutput, mask: torch.Tensor, totals: Totals
+        self,
+        candidate: Candidate,
+        batch: Batch,
+        outputs: Sequence[TeacherOutput],
+        mask: torch.Tensor,
+        totals: Totals,
     ) -> torch.Tensor:
-        depths = self.teacher.depths
+        depths = self.guides[0].depths
         with self.supernet.active(candidate) as model, self.runtime.autocast():
             out = model(**batch.inputs, output_hidden_states=bool(depths))
-        return distillation_loss(
-            out.logits,
-            [out.hidden_states[depth] for depth in depths],
-            teacher=teacher,
-            labels=batch.labels,
-            mask=mask,
-            totals=totals,
-            config=self.config,
-        )
+        states = [out.hidden_states[depth] for depth in depths]
+        return mean_loss(out.logits, states, outputs, labels=batch.labels, mask=mask, totals=totals, config=self.config)

@@ -1,8 +1,8 @@
 """The distillations that a strategy is made of: the shared recovery, one phase, and the fixed schedule.
 
-Schedule: teacher -> assistant -> student, in two sandwich phases of the same number of passes. Phase 1 trains
-the assistant with the student and the candidates between inside it; phase 2 takes the assistant as teacher and
-as the student's initialisation. A chain of assistants has a phase for each, and shares out the same steps.
+Schedule: teacher -> assistant -> student. Phase 1 is a sandwich, which trains the assistant with the student and the
+candidates between inside it; phase 2 takes the assistant as the student's initialisation and as its teacher, beside
+the first one. A chain of assistants has a phase for each, and shares out the passes of one.
 """
 
 from __future__ import annotations
@@ -135,11 +135,17 @@ class Distilled:
 
 @dataclass(frozen=True)
 class Phase:
-    """One sandwich of the schedule: the target's best weights are kept; ``candidates`` hold it, the largest first."""
+    """One sandwich of the schedule: the target's best weights are kept; ``candidates`` hold it, the largest first.
+
+    ``size`` of them are trained a step. ``taught``: the first teacher is a guide beside the assistant before.
+    """
 
     stage: str
     target: Candidate
     candidates: tuple[Candidate, ...]
+    epochs: float
+    size: int
+    taught: bool = False
 
 
 @dataclass(frozen=True)
@@ -166,30 +172,31 @@ def recover(
     supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking, checkpointing=checkpointing)
     always = [candidates[0], candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
-    _run(supernet, teacher, candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
+    _run(supernet, [teacher], candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
     return supernet
 
 
 def recovery_steps(recovery: RecoveryConfig, distillation: DistillationConfig, task: Task) -> int:
-    """Explicit steps, or the configured fraction of the steps that the two distillation phases take."""
+    """Explicit steps, or the configured fraction of the steps that the assistant's phase takes."""
     if recovery.steps is not None:
         return recovery.steps
-    return max(1, round(recovery.fraction * 2 * steps_for(task.train, distillation.batch_size, distillation.epochs)))
+    return max(1, round(recovery.fraction * steps_for(task.train, distillation.batch_size, distillation.epochs)))
 
 
 def distill_phase(
     start: PreTrainedModel,
-    teacher: TeacherCache,
+    guides: Sequence[TeacherCache],
     ranking: Ranking,
     candidates: Sequence[Candidate],
     *,
     target: Candidate,
     stage: str,
     steps: int,
+    size: int,
     config: DistillationConfig,
     workshop: Workshop,
 ) -> Distilled:
-    """Train ``start`` as a sandwich of ``candidates``, keep the weights that are best for ``target``, cut it out.
+    """Train ``start`` as a sandwich of ``size`` of the candidates, keep what is best for ``target``, cut it out.
 
     Every step trains the target; a sandwich of two or more also the smallest candidate, then random others.
     """
@@ -201,9 +208,7 @@ def distill_phase(
         with supernet.active(target) as model:
             return workshop.metric(model, target)
 
-    state = _run(
-        supernet, teacher, candidates, always, config.sandwich_size, stage, settings, config, workshop, evaluate
-    )
+    state = _run(supernet, guides, candidates, always, size, stage, settings, config, workshop, evaluate)
     assert state.best_metric is not None
     return Distilled(supernet.extract(target), target, state.best_metric)
 
@@ -222,17 +227,18 @@ def distill_sandwich(
     ``assistant`` is the untrained cut; ``candidates`` are the assistant's, those between, and the student's, the
     largest first. A ``student`` of another architecture takes the place of the last in the last phase.
     """
-    first, *others = phases(ranking, candidates, config.assistants)
+    first, *others = phases(ranking, candidates, config)
     with workshop.teacher(teacher, config) as outputs:
-        chain = [_distil(assistant, outputs, ranking, first, config, workshop)]
+        chain = [_distil(assistant, [outputs], ranking, first, config, workshop)]
     for phase in others:
         last = student if phase is others[-1] else None
-        chain.append(distill_from(chain[-1], ranking, phase, config, workshop, student=last))
+        chain.append(distill_from(chain[-1], teacher, ranking, phase, config, workshop, student=last))
     return Schedule(chain[0], chain[-1], tuple(chain[1:-1]))
 
 
 def distill_from(
     assistant: Distilled,
+    teacher: PreTrainedModel,
     ranking: Ranking,
     phase: Phase,
     config: DistillationConfig,
@@ -240,16 +246,18 @@ def distill_from(
     *,
     student: PreTrainedModel | None = None,
 ) -> Distilled:
-    """A later phase of the schedule, from the outputs of a trained ``assistant`` and its weights, or ``student``'s."""
-    with (
-        _outputs_folder(workshop, phase.stage) as folder,
-        workshop.teacher(assistant.model, config, folder, student=student) as outputs,
-    ):
+    """A later phase, from the outputs of a trained ``assistant``, of ``teacher`` where the phase has it as a guide
+    too, and from the assistant's weights, or ``student``'s."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(_outputs_folder(workshop, phase.stage))
+        guides = [stack.enter_context(workshop.teacher(assistant.model, config, folder, student=student))]
+        if phase.taught:
+            guides.append(stack.enter_context(workshop.teacher(teacher, config, student=student)))
         if student is None:
-            return _distil(assistant.model, outputs, ranking, phase, config, workshop)
-        steps = _steps(config, workshop)
+            return _distil(assistant.model, guides, ranking, phase, config, workshop)
+        steps = _steps(phase, config, workshop)
         return distill_into(
-            student, outputs, phase.target, stage=phase.stage, steps=steps, config=config, workshop=workshop
+            student, guides, phase.target, stage=phase.stage, steps=steps, config=config, workshop=workshop
         )
 
 
@@ -269,7 +277,7 @@ def _outputs_folder(workshop: Workshop, stage: str) -> Iterator[Path]:
 
 def _distil(
     start: PreTrainedModel,
-    teacher: TeacherCache,
+    guides: Sequence[TeacherCache],
     ranking: Ranking,
     phase: Phase,
     config: DistillationConfig,
@@ -277,26 +285,25 @@ def _distil(
 ) -> Distilled:
     return distill_phase(
         start,
-        teacher,
+        guides,
         ranking,
         phase.candidates,
         target=phase.target,
         stage=phase.stage,
-        steps=_steps(config, workshop),
+        steps=_steps(phase, config, workshop),
+        size=phase.size,
         config=config,
         workshop=workshop,
     )
 
 
-def _steps(config: DistillationConfig, workshop: Workshop) -> int:
-    """Of a phase, its share of the schedule's: ``epochs`` for each of two phases."""
-    steps = 2 * steps_for(workshop.task.train, config.batch_size, config.epochs)
-    return max(1, round(steps / (config.assistants + 1)))
+def _steps(phase: Phase, config: DistillationConfig, workshop: Workshop) -> int:
+    return steps_for(workshop.task.train, config.batch_size, phase.epochs)
 
 
 def distill_into(
     student: PreTrainedModel,
-    teacher: TeacherCache,
+    guides: Sequence[TeacherCache],
     stands_for: Candidate,
     *,
     stage: str,
@@ -308,8 +315,8 @@ def distill_into(
 
     ``stands_for`` is the teacher's candidate of its scale.
     """
-    model, task = copy.deepcopy(student), workshop.task
-    pairs = depth_pairs(model, teacher.teacher, config.hidden_depths)
+    model, task, teacher = copy.deepcopy(student), workshop.task, guides[0].teacher
+    pairs = depth_pairs(model, teacher, config.hidden_depths)
 
     def evaluate() -> float:
         with workshop.ledger.stage(VALIDATION):
@@ -319,46 +326,53 @@ def distill_into(
             )
             return task.metric.score(said, task.validation.labels)
 
-    with projected(model, teacher.teacher, pairs, workshop.runtime) as projections:
-        objective = Heterogeneous(model, teacher, pairs, projections, config=config, runtime=workshop.runtime)
+    with projected(model, teacher, pairs, workshop.runtime) as projections:
+        objective = Heterogeneous(model, guides, pairs, projections, config=config, runtime=workshop.runtime)
         settings = training_settings(config, steps=steps, lr=config.lr)
         made_of = {"depths": joblib.hash(pairs)}
-        state = _train(model, objective, teacher, stage, settings, config, workshop, evaluate, made_of)
+        state = _train(model, objective, guides, stage, settings, config, workshop, evaluate, made_of)
     assert state.best_metric is not None
     return Distilled(model, stands_for, state.best_metric)
 
 
-def phases(ranking: Ranking, candidates: Sequence[Candidate], assistants: int) -> list[Phase]:
+def phases(ranking: Ranking, candidates: Sequence[Candidate], config: DistillationConfig) -> list[Phase]:
     """The schedule's phases: ``candidates`` from the chosen assistant's down to the student's, the largest first.
 
     Further assistants stand at equal ratios of scale between these two, on the grid or not.
     """
     first, last = candidates[0], candidates[-1]
-    ratio = (last.scale / first.scale) ** (1 / assistants)
-    between = [candidate(ranking, 1 - first.scale * ratio**number) for number in range(1, assistants)]
+    count, size = config.assistants, config.student_sandwich_size
+    ratio = (last.scale / first.scale) ** (1 / count)
+    between = [candidate(ranking, 1 - first.scale * ratio**number) for number in range(1, count)]
     nested = sorted({c.sparsity: c for c in (*between, *candidates)}.values(), key=lambda c: c.sparsity)
     found = [
-        Phase(stage, target, tuple(c for c in nested if c.sparsity >= target.sparsity))
-        for stage, target in zip(_stages(assistants), (first, *between), strict=True)
+        Phase(
+            stage,
+            target,
+            tuple(c for c in nested if c.sparsity >= target.sparsity),
+            config.epochs / count,
+            config.sandwich_size,
+        )
+        for stage, target in zip(_stages(count), (first, *between), strict=True)
     ]
-    return [*found, Phase(STUDENT_PHASE, last, found[-1].candidates[1:])]
+    taught = config.student_guides == "both"
+    return [*found, Phase(STUDENT_PHASE, last, found[-1].candidates[1:], config.last_epochs, size, taught)]
 
 
 def _stages(assistants: int) -> list[str]:
     return [ASSISTANT_PHASE, *(f"assistant to assistant {number}" for number in range(2, assistants + 1))]
 
 
-def passes_by_scale(phases: Sequence[Phase], size: int) -> float:
-    """What one step of two phases costs, in steps of the full model: a candidate costs its scale."""
+def passes_by_scale(phases: Sequence[Phase]) -> float:
+    """What phases cost, in training passes of the full model: a candidate costs its scale."""
 
-    def step(always: list[Candidate], others: Sequence[Candidate]) -> float:
-        always = list(dict.fromkeys(always))[:size]
-        rest = [c.scale for c in others if c not in always]
-        extra = min(size - len(always), len(rest))
+    def step(phase: Phase) -> float:
+        always = list(dict.fromkeys([phase.target, phase.candidates[-1]]))[: phase.size]
+        rest = [c.scale for c in phase.candidates if c not in always]
+        extra = min(phase.size - len(always), len(rest))
         return sum(c.scale for c in always) + (extra * sum(rest) / len(rest) if rest else 0.0)
 
-    costs = [step([phase.target, phase.candidates[-1]], phase.candidates) for phase in phases]
-    return 2 * sum(costs) / len(costs)
+    return sum(phase.epochs * step(phase) for phase in phases)
 
 
 def training_settings(config: DistillationConfig, *, steps: int, lr: float) -> TrainingSettings:
@@ -376,7 +390,7 @@ def training_settings(config: DistillationConfig, *, steps: int, lr: float) -> T
 
 def _run(
     supernet: Supernet,
-    teacher: TeacherCache,
+    guides: Sequence[TeacherCache],
     candidates: Sequence[Candidate],
     always: Sequence[Candidate],
     size: int,
@@ -386,17 +400,15 @@ def _run(
     workshop: Workshop,
     evaluate: Callable[[], float] | None = None,
 ) -> TrainingState:
-    sandwich = Sandwich(
-        supernet, teacher, candidates, always=always, size=size, config=config, runtime=workshop.runtime
-    )
+    sandwich = Sandwich(supernet, guides, candidates, always=always, size=size, config=config, runtime=workshop.runtime)
     made_of = {"candidates": joblib.hash([list(candidates), list(always), size])}
-    return _train(supernet.model, sandwich, teacher, stage, settings, config, workshop, evaluate, made_of)
+    return _train(supernet.model, sandwich, guides, stage, settings, config, workshop, evaluate, made_of)
 
 
 def _train(
     model: PreTrainedModel,
     objective: Objective,
-    teacher: TeacherCache,
+    guides: Sequence[TeacherCache],
     stage: str,
     settings: TrainingSettings,
     config: DistillationConfig,
@@ -411,7 +423,7 @@ def _train(
             **flatten({"settings": asdict(settings), "distillation": config.model_dump(mode="json")}),
             **also,
             "start": fingerprint(model),
-            "teacher": fingerprint(teacher.teacher),
+            "teacher": [fingerprint(guide.teacher) for guide in guides],
             "train": workshop.task.train.fingerprint,
         }
 

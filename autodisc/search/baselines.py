@@ -215,19 +215,20 @@ def distill_direct(
     """
     passes = _passes(ranking, candidates, student, config, alone=into is not None)
     ratio = sum(passes) / len(passes) / student.scale
-    steps = round(steps_for(workshop.task.train, config.batch_size, config.epochs) * ratio)
+    steps = steps_for(workshop.task.train, config.batch_size, ratio)
     stage = "teacher to student"
     with workshop.teacher(teacher, config, student=into) as outputs:
         if into is not None:
-            return distill_into(into, outputs, student, stage=stage, steps=steps, config=config, workshop=workshop)
+            return distill_into(into, [outputs], student, stage=stage, steps=steps, config=config, workshop=workshop)
         return distill_phase(
             extract(teacher, ranking, student),
-            outputs,
+            [outputs],
             ranking,
             [student],
             target=student,
             stage=stage,
             steps=steps,
+            size=1,
             config=config,
             workshop=workshop,
         )
@@ -252,7 +253,7 @@ def projected_flops(
     """
     rows = len(train)
     forward = 2 * forward_macs(teacher, max(1, round(train.tokens / rows)))  # of a row
-    passes = sum(_passes(ranking, candidates, student, config, alone=alone)) * config.epochs
+    passes = sum(_passes(ranking, candidates, student, config, alone=alone))
     return float(forward * rows * (1 + 3 * passes))
 
 
@@ -264,13 +265,13 @@ def _passes(
     *,
     alone: bool,
 ) -> list[float]:
-    """What one pass of each trial of maxidisc costs, in passes of the full model; a student that is ``alone``, of
+    """What each trial of maxidisc costs, in training passes of the full model; a student that is ``alone``, of
     another architecture, is in no sandwich in its phase."""
     found = []
     for sparsity in candidates:
-        *before, last = phases(ranking, chain_from(candidates, sparsity, student), config.assistants)
+        *before, last = phases(ranking, chain_from(candidates, sparsity, student), config)
         last = replace(last, candidates=(student,)) if alone else last
-        found.append(passes_by_scale([*before, last], config.sandwich_size))
+        found.append(passes_by_scale([*before, last]))
     return found
 
 

@@ -78,7 +78,7 @@ def test_the_loss_is_that_of_projected_states_and_soft_labels(tiny, make_worksho
         workshop.teacher(teacher, CONFIG, student=student) as outputs,
         projected(student, teacher, pairs, workshop.runtime) as projections,
     ):
-        objective = Heterogeneous(student, outputs, pairs, projections, config=CONFIG, runtime=workshop.runtime)
+        objective = Heterogeneous(student, [outputs], pairs, projections, config=CONFIG, runtime=workshop.runtime)
         (term,) = objective.terms(batch, totals, objective.draw(None))
         with torch.no_grad():
             found = term.loss()
@@ -106,7 +106,7 @@ def test_projections_are_trained_and_gone_afterwards_and_the_model_given_stays(t
     before = copy.deepcopy(student)
     stands_for = Candidate(0.8, (1, 1, 1), (8, 8, 8))
     with workshop.teacher(teacher, CONFIG, student=student) as outputs:
-        made = distill_into(student, outputs, stands_for, stage="s", steps=6, config=CONFIG, workshop=workshop)
+        made = distill_into(student, [outputs], stands_for, stage="s", steps=6, config=CONFIG, workshop=workshop)
     assert same_weights(student, before)
     assert made.candidate == stands_for
     own, first = made.model.state_dict(), before.state_dict()

@@ -12,8 +12,11 @@ from transformers import get_linear_schedule_with_warmup
 
 from autodisc.config import DistillationConfig, FinetuneConfig, RecoveryConfig
 from autodisc.distillation.finetuning import finetune_classifier
+from autodisc.distillation.losses import Totals
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.schedule import (
+    Distilled,
+    distill_from,
     distill_phase,
     distill_sandwich,
     passes_by_scale,
@@ -37,12 +40,13 @@ def phase(model, ranking, candidates, workshop, config, *, steps=6, stage="toy p
     with workshop.teacher(model, config) as outputs:
         return distill_phase(
             extract(model, ranking, candidates[0]),
-            outputs,
+            [outputs],
             ranking,
             candidates,
             target=candidates[0],
             stage=stage,
             steps=steps,
+            size=config.sandwich_size,
             config=config,
             workshop=workshop,
         )
@@ -210,7 +214,7 @@ def test_every_step_trains_the_largest_and_the_smallest_and_others_without_repla
     def drawn(size: int):
         sandwich = Sandwich(
             Supernet(teacher, ranking),
-            workshop.teacher(teacher, CONFIG),
+            [workshop.teacher(teacher, CONFIG)],
             chain,
             always=[chain[0], chain[-1]],
             size=size,
@@ -258,25 +262,67 @@ def test_recovery_lowers_the_distance_to_the_teacher_for_every_candidate(tiny, r
     assert set(workshop.ledger.stages) == {"recovery", "teacher outputs"}
 
 
-def test_recovery_takes_a_fraction_of_the_distillations_own_steps(make_task):
-    task = make_task(train=64)  # 8 batches of 8, 2 epochs, 2 phases: 32 steps
-    assert recovery_steps(RecoveryConfig(fraction=0.25), CONFIG, task) == 8
+def test_recovery_takes_a_fraction_of_the_steps_of_the_assistants_phase(make_task):
+    task = make_task(train=64)  # 8 batches of 8, 2 epochs: 16 steps
+    assert recovery_steps(RecoveryConfig(fraction=0.5), CONFIG, task) == 8
     assert recovery_steps(RecoveryConfig(fraction=0.001), CONFIG, task) == 1
-    assert recovery_steps(RecoveryConfig(steps=7, fraction=0.25), CONFIG, task) == 7
+    assert recovery_steps(RecoveryConfig(steps=7, fraction=0.5), CONFIG, task) == 7
+
+
+def scheduled(ranking, chain, size, last, **settings):
+    config = DistillationConfig(epochs=2, sandwich_size=size, student_sandwich_size=last, **settings)
+    return phases(ranking, chain, config)
 
 
 def test_passes_by_scale_add_up_both_phases(random_ranking, tiny):
-    chain = list(nested_candidates(random_ranking(tiny()), (0.2, 0.4, 0.6, 0.9)).values())
-    own = phases(random_ranking(tiny()), chain, 1)
+    ranking = random_ranking(tiny())
+    chain = list(nested_candidates(ranking, (0.2, 0.4, 0.6, 0.9)).values())
     # Scales .8 .6 .4 .1; a third candidate is .6 or .4, so .5 on average; in phase 2 two of .6 and .4 join .1.
-    assert passes_by_scale(own, 3) == pytest.approx((0.8 + 0.1 + 0.5) + (0.1 + 0.6 + 0.4))
-    assert passes_by_scale(own, 2) == pytest.approx((0.8 + 0.1) + (0.1 + 0.5))
-    assert passes_by_scale(own, 1) == pytest.approx(0.8 + 0.1)
-    assert passes_by_scale(own, 9) == pytest.approx((0.8 + 0.1 + 0.6 + 0.4) + (0.1 + 0.6 + 0.4))
-    bare = phases(random_ranking(tiny()), [chain[0], chain[-1]], 1)
-    assert passes_by_scale(bare, 3) == pytest.approx(0.8 + 0.1 + 0.1)
-    longer = phases(random_ranking(tiny()), [chain[0], chain[-1]], 2)  # .8, √(.8·.1), .1 in three phases
-    assert passes_by_scale(longer, 1) == pytest.approx(2 / 3 * (0.8 + math.sqrt(0.08) + 0.1))
+    expected = {
+        (3, 3): 2 * (0.8 + 0.1 + 0.5) + 4 * (0.1 + 0.6 + 0.4),
+        (2, 2): 2 * (0.8 + 0.1) + 4 * (0.1 + 0.5),
+        (3, 1): 2 * (0.8 + 0.1 + 0.5) + 4 * 0.1,
+        (1, 1): 2 * 0.8 + 4 * 0.1,
+        (9, 9): 2 * (0.8 + 0.1 + 0.6 + 0.4) + 4 * (0.1 + 0.6 + 0.4),
+    }
+    for (size, last), passes in expected.items():
+        assert passes_by_scale(scheduled(ranking, chain, size, last, student_epochs=4)) == pytest.approx(passes)
+    bare = [chain[0], chain[-1]]
+    assert passes_by_scale(scheduled(ranking, bare, 3, 3)) == pytest.approx(2 * (0.8 + 0.1) + 8 * 0.1)
+    longer = scheduled(ranking, bare, 1, 1, assistants=2)  # .8 and √(.8·.1) share two passes, then eight of .1
+    assert passes_by_scale(longer) == pytest.approx(0.8 + math.sqrt(0.08) + 8 * 0.1)
+
+
+def test_the_student_learns_from_its_assistant_and_the_first_teacher(tiny, random_ranking, make_workshop, same_weights):
+    teacher = tiny()
+    ranking = random_ranking(teacher)
+    chain = list(nested_candidates(ranking, SPARSITIES).values())
+    assistant = Distilled(extract(teacher, ranking, chain[0]), chain[0], 0.5)
+    (batch,) = batches(make_workshop().task.train, batch_size=100, pad_token_id=0, generator=None)
+    losses, students = {}, []
+    for guides in ("assistant", "both"):
+        workshop = make_workshop()
+        config = CONFIG.model_copy(update={"student_guides": guides, "student_epochs": 1})
+        *_, phase = phases(ranking, chain, config)
+        assert (phase.epochs, phase.size, phase.taught) == (1, 1, guides == "both")
+        students.append(distill_from(assistant, teacher, ranking, phase, config, workshop).model)
+        with workshop.teacher(assistant.model, config) as near, workshop.teacher(teacher, config) as far:
+            used = [near, far] if guides == "both" else [near]
+            supernet = Supernet(assistant.model, ranking)
+            sandwich = Sandwich(
+                supernet, used, [chain[-1]], always=[chain[-1]], size=1, config=config, runtime=workshop.runtime
+            )
+            totals = Totals(labels=float(len(batch)), tokens=float(batch.tokens))
+            (term,) = sandwich.terms(batch, totals, [chain[-1]])
+            losses[guides] = term.loss()
+            alone = Sandwich(
+                supernet, [far], [chain[-1]], always=[chain[-1]], size=1, config=config, runtime=workshop.runtime
+            )
+            (term,) = alone.terms(batch, totals, [chain[-1]])
+            losses["teacher"] = term.loss()
+    assert losses["both"] != losses["assistant"]
+    assert_close(losses["both"], (losses["assistant"] + losses["teacher"]) / 2)
+    assert not same_weights(*students)
 
 
 def test_a_chain_of_assistants_descends_by_equal_ratios_at_the_same_number_of_steps(
@@ -285,7 +331,7 @@ def test_a_chain_of_assistants_descends_by_equal_ratios_at_the_same_number_of_st
     teacher = tiny()
     ranking = random_ranking(teacher)
     chain = list(nested_candidates(ranking, (0.2, 0.6, 0.95)).values())
-    found = phases(ranking, chain, 3)
+    found = scheduled(ranking, chain, 3, 3, assistants=3)
     scales = [phase.target.scale for phase in found]
     assert scales == pytest.approx([0.8, 0.8 * (1 / 16) ** (1 / 3), 0.8 * (1 / 16) ** (2 / 3), 0.05])
     for phase, after in itertools.pairwise(found):
@@ -299,7 +345,7 @@ def test_a_chain_of_assistants_descends_by_equal_ratios_at_the_same_number_of_st
     taken = []
     for assistants in (1, 2):
         workshop = make_workshop()
-        config = CONFIG.model_copy(update={"assistants": assistants, "epochs": 3})
+        config = CONFIG.model_copy(update={"assistants": assistants, "epochs": 2})
         made = distill_sandwich(teacher, start, ranking, chain, config, workshop)
         assert len(made.between) == assistants - 1
         taken.append(sum(curve[-1]["step"] for curve in workshop.curves.values()))
