@@ -31,9 +31,9 @@ def settle(model: PreTrainedModel, home: torch.device) -> PreTrainedModel:
     """A model that ``from_pretrained(device_map=...)`` opened, as all else takes it: an ordinary one where it lies on
     ``home`` as a whole. Raises ModelError where a weight is nowhere to be found."""
     if HOOK not in vars(model):
-        (place,) = set(_map(model).values())
-        if _device(place) == _device(home):
-            del model.hf_device_map
+        vars(model).pop("hf_device_map", None)
+        place = next(model.parameters()).device
+        if place == _indexed(home):
             return model
         dispatch_model(model, {"": place}, force_hooks=True, skip_keys=model._skip_keys_device_placement)
     setattr(model, HOME, home)
@@ -125,7 +125,6 @@ def apart(model: PreTrainedModel) -> PreTrainedModel:
     for module in made.modules():
         for name in (*HOOKED, HOME):
             vars(module).pop(name, None)
-    made.tie_weights()  # weights that were brought and taken away again are tied no more
     return made
 
 
@@ -134,10 +133,12 @@ def bring(made: nn.Module, whole: nn.Module, where: torch.device) -> None:
     for (_, own), (_, theirs) in zip(made.named_modules(), whole.named_modules(), strict=True):
         for name, parameter in own._parameters.items():
             if parameter is not None and parameter.is_meta:
-                parameter.data = value(theirs, name).to(where)  # the parameter stays: it may be tied
+                own._parameters[name] = nn.Parameter(value(theirs, name).to(where))
         for name, buffer in own._buffers.items():
             if buffer is not None and buffer.is_meta:
                 own._buffers[name] = value(theirs, name).to(where)
+    if isinstance(made, PreTrainedModel):
+        made.tie_weights()  # those that were brought one by one are not, any more
 
 
 def _waiting(module: nn.Module) -> Mapping[str, torch.Tensor]:
@@ -168,6 +169,5 @@ def _map(model: PreTrainedModel) -> dict[str, Any]:
     return dict(found)
 
 
-def _device(place: Any) -> torch.device:
-    found = torch.device("cuda", place) if isinstance(place, int) else torch.device(place)
-    return torch.device("cuda", torch.cuda.current_device()) if found == torch.device("cuda") else found
+def _indexed(device: torch.device) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
