@@ -96,8 +96,8 @@ def _device_map(value: Any) -> Any:
             return {name: int(place) if str(place).isdigit() else place for name, place in value.items()}
         value = wrong[0]
     raise ValueError(
-        f"got {value!r}; expected {', '.join(get_args(Spreading))}, or a mapping of all modules' names to 0, cuda:1, cpu"
-        " or disk"
+        f"got {value!r}; expected {', '.join(get_args(Spreading))}, or a mapping of all modules' names to 0, cuda:1,"
+        " cpu or disk"
     )
 
 

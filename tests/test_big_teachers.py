@@ -99,7 +99,10 @@ def test_what_a_spread_teacher_would_cost_is_predicted(config):
 @pytest.mark.parametrize(
     ("pattern", "changes"),
     [
-        (r"^teacher\.device_map: got 'everywhere'; expected auto, .*, or a mapping", {"teacher": {"device_map": "everywhere"}}),
+        (
+            r"^teacher\.device_map: got 'everywhere'; expected auto, .*, or a mapping",
+            {"teacher": {"device_map": "everywhere"}},
+        ),
         (r"^teacher\.device_map: got 'tpu'; expected", {"teacher": {"device_map": {"": "tpu"}}}),
         (r"^teacher\.device_map: got '' beside", {"teacher": {"device_map": {"": "cpu", "a": "disk"}}}),
         (r"^teacher\.device_map: got {}; expected", {"teacher": {"device_map": {}}}),

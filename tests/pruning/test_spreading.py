@@ -117,7 +117,9 @@ def test_a_cut_of_it_is_the_cut_of_the_whole_and_holds_no_hook(any_family, both,
 def test_a_cut_trains_and_the_teacher_stays(both, batch, random_ranking, make_runtime):
     whole, spread = both("llama")
     before = fingerprint(spread)
-    supernet = Supernet(extract(spread, random_ranking(whole), Candidate(0.0, (4,) * 3, (32,) * 3)), random_ranking(whole))
+    supernet = Supernet(
+        extract(spread, random_ranking(whole), Candidate(0.0, (4,) * 3, (32,) * 3)), random_ranking(whole)
+    )
     for module in embeddings(supernet.model):
         module.requires_grad_(False)
     from autodisc.pruning.surgery import own_memory

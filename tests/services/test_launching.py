@@ -26,13 +26,16 @@ def distilled(folder: Path) -> Record:
     return record
 
 
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
+FSDP = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", *LAUNCH[3:]]
+
+
+def launch(*command: str, by: list[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
     return subprocess.run(
-        [sys.executable, *LAUNCH, *options, "-m", "autodisc.cli", *command],
+        [sys.executable, *by, *options, "-m", "autodisc.cli", *command],
         capture_output=True,
         text=True,
         timeout=280,
@@ -49,10 +52,11 @@ def both(searched, tmp_path) -> tuple[Path, Path]:
     return folders
 
 
-def test_two_processes_have_the_losses_and_the_student_of_one(both):
+@pytest.mark.parametrize("by", [LAUNCH, FSDP], ids=["multi_gpu", "fsdp"])
+def test_two_processes_have_the_losses_and_the_student_of_one(both, by):
     one, two = both
     api.distill(one)
-    done = launch("distill", "--study", str(two), "--json")
+    done = launch("distill", "--study", str(two), "--json", by=by)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1  # the first alone speaks
     ours, theirs = distilled(one), distilled(two)
