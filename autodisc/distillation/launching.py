@@ -74,9 +74,10 @@ def check_launched(config: StudyConfig) -> None:
                 " use --multi_gpu"
             )
     if processes() > 1 and config.teacher.device_map is not None:
-        devices = [config.teacher.device_map]
-        if isinstance(config.teacher.device_map, dict):
-            devices = [place for place in config.teacher.device_map.values() if place not in ("cpu", "disk")]
+        asked = config.teacher.device_map
+        devices = [
+            place for place in (asked.values() if isinstance(asked, dict) else [asked]) if place not in ("cpu", "disk")
+        ]
         if devices:
             raise ConfigError(
                 f"teacher.device_map: got '{devices[0]}', but each launched process has one GPU and opens the teacher"

@@ -63,11 +63,13 @@ class Shards:
         """This process's share of a whole tensor, where ``like`` is a share of one of that shape; else all of it."""
         if not isinstance(like, DTensor) or like.shape != tensor.shape:
             return tensor
-        return distribute_tensor(tensor.to(self.device), self.mesh, like.placements, src_data_rank=None)
+        shared: torch.Tensor = distribute_tensor(tensor, self.mesh, like.placements, src_data_rank=None)
+        return shared
 
     def received(self, tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
         """The tensors of the first process, in all of them, one at a time."""
-        for name, shape, dtype in self.said([(name, tuple(t.shape), t.dtype) for name, t in tensors.items()]):
+        described: list[Any] = self.said([(name, tuple(t.shape), t.dtype) for name, t in tensors.items()])
+        for name, shape, dtype in described:
             own = tensors[name].to(self.device) if self.first else torch.empty(shape, dtype=dtype, device=self.device)
             dist.broadcast(own, src=0)
             yield name, own
@@ -83,9 +85,9 @@ def sharded(model: PreTrainedModel, accelerator: Accelerator, *, asked: bool) ->
     shards = Shards(accelerator)
     for module in [*(block.layer for block in blocks(model)), model]:
         # The model itself too lets its weights go after a call, so that shards are all there is between two calls.
-        fully_shard(module, mesh=shards.mesh, reshard_after_forward=True)
-        module.set_gradient_divide_factor(1.0)  # rows are shared out: their gradients add up
-        module.set_force_sum_reduction_for_comms(True)  # gloo cannot divide on the way
+        spread: Any = fully_shard(module, mesh=shards.mesh, reshard_after_forward=True)
+        spread.set_gradient_divide_factor(1.0)  # rows are shared out: their gradients add up
+        spread.set_force_sum_reduction_for_comms(True)  # gloo cannot divide on the way
     yield shards
     _gather(model)
 
@@ -106,13 +108,17 @@ def _gather(model: PreTrainedModel) -> None:
 
 
 def _full(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    if not isinstance(tensor, DTensor):
+        return tensor.detach()
+    gathered: torch.Tensor = tensor.full_tensor()
+    return gathered.detach()
 
 
 def _undo(module: nn.Module) -> None:
     """What ``fully_shard`` made of a module, undone: torch has no way back of its own."""
     if isinstance(module, FSDPModule):
-        module.__class__ = next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+        kinds: tuple[Any, ...] = type(module).__mro__
+        module.__class__ = next(kind for kind in kinds if not issubclass(kind, FSDPModule))
     for name in MARKS:
         vars(module).pop(name, None)
     _module_state_mapping.pop(module, None)

@@ -30,7 +30,7 @@ from autodisc.distillation.checkpointing import States, TrainingState
 from autodisc.distillation.launching import all_costs, micro_batches, summed
 from autodisc.distillation.losses import Totals
 from autodisc.distillation.sharding import Shards, clipped, sharded
-from autodisc.errors import DivergedError, TrainingError
+from autodisc.errors import AutodiscError, DivergedError, TrainingError
 from autodisc.interrupts import finishing_steps
 from autodisc.models.attention import trainable_attention
 from autodisc.progress import Progress, Tracker, Untracked
@@ -247,14 +247,15 @@ def _fitting(
             return _accumulate(
                 batch, objective, drawn, totals, state.accumulation, accelerator, runtime, job.ledger, shards
             )
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+        except (RuntimeError, MemoryError, TrainingError) as error:
+            short = is_out_of_memory(error)
+            if shards is not None and (short or isinstance(error, TrainingError)):
+                # Others wait for what this one was at, so this is no failure of a trial, after which another begins.
+                why = f"{job.stage}: out of memory in shards; give more --set distillation.accumulation (now"
+                why += f" {state.accumulation}), --set runtime.checkpointing=true, or more processes"
+                raise AutodiscError(why if short else str(error)) from error
+            if not short:
                 raise
-            if shards is not None:  # others wait for what this one was at
-                raise TrainingError(
-                    f"{job.stage}: out of memory in shards; give --set distillation.accumulation="
-                    f"{2 * state.accumulation}, --set runtime.checkpointing=true, or more processes"
-                ) from error
             if state.accumulation >= len(batch):
                 raise TrainingError(
                     f"{job.stage}: out of memory with one example at a time; give a shorter --max-length"

@@ -21,11 +21,13 @@ from torch.distributed.tensor import DTensor
 from torch.testing import assert_close
 
 from autodisc.config import DistillationConfig, FinetuneConfig, RecoveryConfig, make_config
+from autodisc.costs import Ledger
 from autodisc.distillation.checkpointing import Keeping, States
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.launching import check_launched, micro_batches
 from autodisc.distillation.schedule import Workshop, distill_sandwich, recover
 from autodisc.distillation.sharding import sharded
+from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.errors import ConfigError, StudyError
 from autodisc.models.inference import predict
 from autodisc.pruning.candidates import Candidate
@@ -112,6 +114,35 @@ def whole_study(model, ranking, workshop: Workshop, settings: DistillationConfig
     }
 
 
+class Sick:
+    """Gold labels, of which one step is not a number."""
+
+    def __init__(self, model, row: int) -> None:
+        self.model, self.row, self.step = model, row, 0
+
+    def draw(self, generator) -> None:
+        self.step += 1
+
+    def terms(self, batch, totals, drawn):
+        def loss() -> torch.Tensor:
+            said = self.model(**batch.inputs).logits
+            value = torch.nn.functional.cross_entropy(said, batch.labels, reduction="sum") / totals.labels
+            return value * float("nan") if self.step == 4 and self.row in batch.rows else value
+
+        yield Term("labels", loss)
+
+
+def sickly(model, task, runtime, states: States) -> tuple[int, int]:
+    settings = TrainingSettings(6, batch_size=16, lr=1e-3, warmup=0.0, weight_decay=0.01, clip=1.0)
+    ends = {"ledger": Ledger(), "progress": Stopping(), "states": states, "stage": "sickly"}
+    order = runtime.generator("sickly", "order")
+    passes = [list(batches(task.train, batch_size=16, pad_token_id=0, generator=order)) for _ in range(2)]
+    assert [len(each) for each in passes] == [2, 2]
+    row = int(passes[1][1].rows[0])  # of the fourth step: one process's
+    state = train(model, Sick(model, row), task.train, settings, task=task, runtime=runtime, **ends)
+    return state.step, state.halvings
+
+
 def kept_in(workshop: Workshop, folder: Path, **others) -> Workshop:
     return replace(workshop, keeping=Keeping(folder, 0.0, folder / "ledger.json"), curves={}, **others)
 
@@ -186,8 +217,23 @@ def in_each(rank: int, folder: Path, port: int) -> None:
         (folder / "unfinished-0" / "recovery.safetensors").write_bytes(b"damaged")
     dist.barrier()
     listening = Stopping()
-    found["damaged"] = whole_study(model, ranking, kept_in(space, folder / f"unfinished-{rank}", progress=listening))
+    space = kept_in(space, folder / f"unfinished-{rank}", progress=listening)
+    with space.teacher(model, SETTINGS) as outputs:
+        options = {"recovery": RecoveryConfig(lr=1e-3), "distillation": SETTINGS, "workshop": space}
+        found["damaged"] = weights(recover(outputs, ranking, CHAIN, steps=4, **options).model)
     found["said"] = listening.said
+
+    # Numbers that are not finite, and arithmetic in bf16.
+    for kept in (True, False):
+        sick = copy.deepcopy(model)
+        path = folder / "sick.safetensors" if kept else None
+        found[f"sick {kept}"] = sickly(sick, task, runtime, States(path, minutes=0.0)), weights(sick)
+    half = workshop("half", runtime=replace(runtime, precision="bf16"))
+    with half.teacher(model, SETTINGS) as outputs:
+        recover(
+            outputs, ranking, CHAIN, steps=4, recovery=RecoveryConfig(lr=1e-3), distillation=SETTINGS, workshop=half
+        )
+    found["bf16"] = [point["loss"] for point in half.curves["recovery"]]
 
     # A state that one process goes on with, see below.
     try:
@@ -314,11 +360,29 @@ def test_a_state_in_shards_is_one_file_and_one_process_goes_on_with_it(launched,
     alike(found, alone["bert"])
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_loss_that_is_no_number_in_one_process_sends_all_back_to_the_last_state(launched, given, tmp_path, kept):
+    model = copy.deepcopy(given["models"]["bert"][0])
+    states = States(tmp_path / "sick.safetensors" if kept else None, minutes=0.0)
+    ended = sickly(model, given["task"], given["runtime"], states)
+    assert ended == (6, 1)
+    for found in launched[1]:
+        assert found[f"sick {kept}"][0] == ended
+        same(found[f"sick {kept}"][1], weights(model))
+
+
+def test_bf16_in_shards_learns_what_fp32_does(launched, alone):
+    for found in launched[1]:
+        losses = [loss for loss in found["bf16"] if loss is not None]
+        expected = [loss for loss in alone["bert"]["curves"]["recovery"] if loss is not None]
+        np.testing.assert_allclose(losses, expected, rtol=0.05)
+
+
 def test_a_state_that_is_another_trainings_is_refused_and_a_damaged_one_said(launched):
     for found in launched[1]:
         assert "a training was stopped here that was made of something else (" in found["refused"]
         assert [text for text in found["said"] if "is damaged" in text]
-        same(found["damaged"]["recovered"], found["bert"]["recovered"])
+        same(found["damaged"], found["bert"]["recovered"])
 
 
 def test_a_teacher_is_finetuned_in_shards_as_by_one_process(launched, given, tmp_path):
