@@ -62,17 +62,23 @@ def is_first() -> bool:
 
 
 def check_launched(config: StudyConfig) -> None:
-    """Raise ConfigError where launched processes would start others, meet in a storage, or hold parts of a model."""
+    """Raise ConfigError where launched processes would start others, or meet in a storage; or as ``check_shared``."""
     search = config.search
-    if shards():
-        for variable, wrong, way_out in NOT_OURS:
-            if os.environ.get(variable, "").lower() == wrong:
-                raise ConfigError(f"accelerate launch: got FSDP with {variable.lower()}={wrong}; {way_out}")
-        if config.student_model is not None:
-            raise ConfigError(
-                "accelerate launch: got FSDP, but a student of another architecture (student_model) is trained whole;"
-                " use --multi_gpu"
-            )
+    if processes() > 1 and (search.jobs > 1 or search.backend != "loky" or search.storage is not None):
+        raise ConfigError(
+            "accelerate launch: shares a training's rows among processes; leave out --workers, --backend and --storage,"
+            " or start autodisc without it"
+        )
+    check_shared(config)
+
+
+def check_shared(config: StudyConfig) -> None:
+    """Raise ConfigError for a student that has no layers in shards, or a teacher on GPUs that are other processes'."""
+    if shards() and config.student_model is not None:
+        raise ConfigError(
+            "accelerate launch: got FSDP, but a student of another architecture (student_model) is trained whole; use"
+            " --multi_gpu"
+        )
     if processes() > 1 and config.teacher.device_map is not None:
         asked = config.teacher.device_map
         devices = [
@@ -83,11 +89,13 @@ def check_launched(config: StudyConfig) -> None:
                 f"teacher.device_map: got '{devices[0]}', but each launched process has one GPU and opens the teacher"
                 " itself; give a mapping to cpu and disk, or start autodisc without accelerate launch"
             )
-    if processes() > 1 and (search.jobs > 1 or search.backend != "loky" or search.storage is not None):
-        raise ConfigError(
-            "accelerate launch: shares a training's rows among processes; leave out --workers, --backend and --storage,"
-            " or start autodisc without it"
-        )
+
+
+def check_options() -> None:
+    """Raise ConfigError for what `accelerate launch` was asked of FSDP and is not done here."""
+    for variable, wrong, way_out in NOT_OURS if shards() else ():
+        if os.environ.get(variable, "").lower() == wrong:
+            raise ConfigError(f"accelerate launch: got FSDP with {variable.lower()}={wrong}; {way_out}")
 
 
 def own_rows(batch: Batch, accelerator: Accelerator) -> list[Batch]:
@@ -148,6 +156,7 @@ def on_each_process(folder: str) -> Callable[[Callable[Parameters, Result]], Cal
         def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
             if processes() == 1 or _inside.get():
                 return command(*arguments, **named)
+            check_options()
             given = signature.bind(*arguments, **named)
             token = _inside.set(True)
             try:

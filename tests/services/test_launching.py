@@ -85,3 +85,32 @@ def test_launched_processes_do_not_start_others(searched, config, tmp_path):
     assert done.returncode != 0
     assert "accelerate launch: shares a training's rows" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_in_shards_of_a_teacher_on_disk_chooses_what_one_process_does(config, searched, tmp_path):
+    import yaml
+
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu"}
+    spread = config(teacher={"device_map": {**places, "dropout": "cpu", "classifier": "cpu"}})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(spread.model_dump(mode="json")))
+    line = ["search", "--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--json"]
+    done = launch(*line, by=FSDP)
+    assert done.returncode == 0, done.stderr
+    expected = latest(read_records([searched]), "search")
+    found = latest(read_records([tmp_path / "out"]), "search")
+    assert expected is not None
+    assert found is not None
+    for mine, theirs in zip(found.result["trials"], expected.result["trials"], strict=True):
+        assert mine["candidate"] == theirs["candidate"]
+        assert mine["metric"] == pytest.approx(theirs["metric"], abs=0.03)
+    ours, theirs = (load(folder / "supernet").state_dict() for folder in (tmp_path / "out", searched))
+    for name in ours:
+        np.testing.assert_allclose(ours[name].numpy(), theirs[name].numpy(), atol=2e-3, err_msg=name)
+
+
+def test_fsdps_first_version_is_refused_in_one_line(both):
+    first = [word if word != "2" or FSDP[i - 1] != "--fsdp_version" else "1" for i, word in enumerate(FSDP)]
+    done = launch("distill", "--study", str(both[0]), by=first)
+    assert done.returncode != 0
+    (said,) = {line for line in done.stderr.splitlines() if line.startswith("error: ")}  # of each process
+    assert said == "error: accelerate launch: got FSDP with fsdp_version=1; give --fsdp_version 2"
