@@ -124,3 +124,21 @@ def test_a_teacher_with_a_map_is_finetuned_as_a_whole(config, furnished):
 
     made = config(teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 1}, **SPREAD})
     assert not is_spread(open_workspace(made, finetune=True).teacher)
+
+
+@pytest.mark.parametrize("name", ["auto", "balanced", "balanced_low_0", "sequential"])
+def test_every_way_of_sharing_out_opens_the_same_teacher(config, name):
+    spread = open_workspace(config(teacher={"device_map": name}, runtime={"device": "cpu"}))
+    assert spread.teacher_fingerprint == open_workspace(config()).teacher_fingerprint
+
+
+def test_a_teacher_on_disk_in_bf16_is_that_in_memory(config):
+    settings = [config(teacher={**BF16, **more}, runtime={"precision": "bf16"}) for more in ({}, SPREAD)]
+    whole, spread = map(open_workspace, settings)
+    assert whole.teacher_fingerprint == spread.teacher_fingerprint
+    assert whole.ranking().layers == spread.ranking().layers
+    cut = spread.workshop.cut(spread.teacher, spread.ranking(), spread.student)
+    assert {parameter.dtype for parameter in cut.parameters()} == {torch.float32}
+    validation = whole.task.validation
+    mine, theirs = (space.logits(space.teacher, validation) for space in (whole, spread))
+    assert (mine == theirs).all()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from autodisc.models.layouts import Block, Port, blocks, layout_of, uncached
-from autodisc.models.spreading import is_spread, waits
+from autodisc.models.spreading import is_spread, moves_weights, waits
 from autodisc.pruning.layers import SlicedLayer
 
 Forward = Callable[..., Any]
@@ -82,9 +82,9 @@ def _checkpointed(forward: Forward) -> Forward:
 
 def sliced_layers(model: PreTrainedModel, *, checkpointing: bool = False) -> Sequence[SlicedLayer | ModuleLayer]:
     """The layers of a model; those computed by hand keep what they need for backward, so not with checkpoints, and read
-    weights, so not where these are elsewhere."""
+    weights, so not where these come and go."""
     layout, own = layout_of(model.config), blocks(model)
-    if not layout.standard or checkpointing or is_spread(model):
+    if not layout.standard or checkpointing or moves_weights(model):
         return [ModuleLayer(block) for block in own]
     activation = ACT2FN[getattr(model.config, layout.config_activation)]
     return [SlicedLayer(block, activation.forward) for block in own]

@@ -43,8 +43,8 @@ class Supernet:
     @contextlib.contextmanager
     def active(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
         """Run as ``candidate`` inside; everything again outside. Raises ValueError if it does not fit."""
-        # Weights that come and go are read by modules alone: what is written out may keep some from call to call.
-        layers = sliced_layers(self.model, checkpointing=True) if moves_weights(self.model) else self._layers
+        # In shards since it was made: what is written out may keep weights from call to call, and these come and go.
+        layers = sliced_layers(self.model) if moves_weights(self.model) else self._layers
         widths = list(zip(layers, candidate.heads, candidate.neurons, strict=True))
         if any(heads > layer.heads or neurons > layer.neurons for layer, heads, neurons in widths):
             raise ValueError(f"candidate of sparsity {candidate.sparsity} is larger than the supernet")

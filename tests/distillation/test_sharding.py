@@ -29,6 +29,7 @@ from autodisc.distillation.schedule import Workshop, distill_sandwich, recover
 from autodisc.distillation.sharding import sharded
 from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.errors import ConfigError, StudyError
+from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet, extract
@@ -132,7 +133,8 @@ class Sick:
         yield Term("labels", loss)
 
 
-def sickly(model, task, runtime, states: States) -> tuple[int, int]:
+def sickly(model, task, runtime, states: States) -> tuple[int, int, float]:
+    """Steps, halvings of the learning rate, and the part of Adam's first moments that this process holds."""
     settings = TrainingSettings(6, batch_size=16, lr=1e-3, warmup=0.0, weight_decay=0.01, clip=1.0)
     ends = {"ledger": Ledger(), "progress": Stopping(), "states": states, "stage": "sickly"}
     order = runtime.generator("sickly", "order")
@@ -140,7 +142,9 @@ def sickly(model, task, runtime, states: States) -> tuple[int, int]:
     assert [len(each) for each in passes] == [2, 2]
     row = int(passes[1][1].rows[0])  # of the fourth step: one process's
     state = train(model, Sick(model, row), task.train, settings, task=task, runtime=runtime, **ends)
-    return state.step, state.halvings
+    moments = [own["exp_avg"] for own in state.optimizer.state_dict()["state"].values()]
+    held = sum(own.to_local().numel() if isinstance(own, DTensor) else own.numel() for own in moments)
+    return state.step, state.halvings, held / sum(own.numel() for own in moments)
 
 
 def kept_in(workshop: Workshop, folder: Path, **others) -> Workshop:
@@ -246,6 +250,7 @@ def in_each(rank: int, folder: Path, port: int) -> None:
     teacher = copy.deepcopy(model)
     finetune_classifier(teacher, FinetuneConfig(epochs=1, batch_size=8, lr=1e-3), workshop("finetuning"))
     found["fine-tuned"] = weights(teacher)
+    found["teachers"] = {family: fingerprint(model) for family, (model, _) in given["models"].items()}
     (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
     dist.destroy_process_group()
 
@@ -327,6 +332,11 @@ def test_a_process_holds_its_share_and_all_say_the_same(launched):
                 assert torch.equal(own, second[family][name][key])
 
 
+def test_what_is_trained_in_shards_shares_no_memory_with_its_teacher(launched, given):
+    expected = {family: fingerprint(model) for family, (model, _) in given["models"].items()}
+    assert [found["teachers"] for found in launched[1]] == [expected, expected]
+
+
 def test_modules_are_afterwards_what_they_were(launched):
     for found in launched[1]:
         assert found["modules as they were"]
@@ -365,9 +375,10 @@ def test_a_loss_that_is_no_number_in_one_process_sends_all_back_to_the_last_stat
     model = copy.deepcopy(given["models"]["bert"][0])
     states = States(tmp_path / "sick.safetensors" if kept else None, minutes=0.0)
     ended = sickly(model, given["task"], given["runtime"], states)
-    assert ended == (6, 1)
+    assert ended == (6, 1, 1.0)
     for found in launched[1]:
-        assert found[f"sick {kept}"][0] == ended
+        assert found[f"sick {kept}"][0][:2] == ended[:2]
+        assert found[f"sick {kept}"][0][2] < 0.6
         same(found[f"sick {kept}"][1], weights(model))
 
 
