@@ -226,6 +226,7 @@ def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progre
 def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
     results: dict[str, Any] = {}
+    check_launched(config)
     if config.teacher.finetune is not None:
         teacher = out / "teacher"
         results["finetune"] = finetune(config, teacher, progress=progress)

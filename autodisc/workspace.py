@@ -260,7 +260,6 @@ def open_workspace(
                 dtype=_weights(config, runtime, finetune),
                 device_map=None if finetune else config.teacher.device_map,
                 home=runtime.device,
-                offload=cache / "offloaded",
             )
         pad_alike(teacher, tokenizer)
         if finetune and task.label_names is not None:

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import importlib.util
 import io
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -71,15 +72,13 @@ def load_model(
     verify: bool = True,
     device_map: DeviceMap | None = None,
     home: torch.device | None = None,
-    offload: Path | None = None,
 ) -> PreTrainedModel:
     """A model, its weights in ``dtype``, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
     ``verify=False`` opens a pruned folder that was edited on purpose; saved again, it verifies.
-    With a ``device_map`` it is frozen, and spread (spreading.py): inputs come from ``home``; what has to be written to
-    be read again goes to the folder ``offload``.
+    With a ``device_map`` it is frozen, and spread (spreading.py): inputs come from ``home``.
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, without that head).
     """
     name = resolve(name)
@@ -101,7 +100,7 @@ def load_model(
         f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
         " pretrained one that it was made of"
     )
-    spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map, "offload_folder": offload}
+    spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
@@ -313,9 +312,13 @@ def _quiet() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    dispatching = logging.getLogger("accelerate.big_modeling")  # warns of what a device map asks for
+    level = dispatching.level
+    dispatching.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        dispatching.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import pickle
@@ -147,6 +148,39 @@ def sickly(model, task, runtime, states: States) -> tuple[int, int, float]:
     return state.step, state.halvings, held / sum(own.numel() for own in moments)
 
 
+class Squares(Sick):
+    """The mean square of a language model's logits."""
+
+    def terms(self, batch, totals, drawn):
+        real = batch.inputs["attention_mask"]
+
+        def loss() -> torch.Tensor:
+            return (self.model(**batch.inputs).logits.square().mean(-1) * real).sum() / totals.tokens
+
+        yield Term("squares", loss)
+
+
+def squared(model, task, runtime) -> dict[str, torch.Tensor]:
+    """Weights after a training that keeps its first evaluation's, of three."""
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    settings = TrainingSettings(10, batch_size=8, lr=1e-3, warmup=0.0, weight_decay=0.01, clip=1.0)
+    ends = {"ledger": Ledger(), "progress": Stopping(), "stage": "squares"}
+    evaluations = itertools.count()
+    state = train(
+        model,
+        Squares(model, 0),
+        task.train,
+        settings,
+        task=task,
+        runtime=runtime,
+        evaluate=lambda: -next(evaluations),
+        **ends,
+    )
+    assert state.best_step < 10
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    return weights(model)
+
+
 def kept_in(workshop: Workshop, folder: Path, **others) -> Workshop:
     return replace(workshop, keeping=Keeping(folder, 0.0, folder / "ledger.json"), curves={}, **others)
 
@@ -170,6 +204,8 @@ def in_each(rank: int, folder: Path, port: int) -> None:
     model, ranking = given["models"]["bert"]
     again = replace(runtime, checkpointing=True)
     found["checkpointing"] = whole_study(model, ranking, workshop("checkpointing", runtime=again))
+
+    found["tied"] = squared(opened(given["tied"]), task, runtime)
 
     # While it lies in shards.
     net = Supernet(extract(model, ranking, CHAIN[0]), ranking)
@@ -264,6 +300,7 @@ def given(tiny, random_ranking, make_task, make_runtime) -> dict:
     models = {family: tiny(family, head="sequence") for family in FAMILIES}
     return {
         "task": make_task(30),
+        "tied": tiny("llama", head="causal"),
         "runtime": make_runtime(),
         "models": {family: (model, random_ranking(model)) for family, model in models.items()},
     }
@@ -274,7 +311,7 @@ def launched(given, tmp_path_factory) -> tuple[Path, list[dict]]:
     """What both processes found."""
     folder = tmp_path_factory.mktemp("launched")
     sent = {family: (packed(model), ranking) for family, (model, ranking) in given["models"].items()}
-    (folder / "given").write_bytes(pickle.dumps({**given, "models": sent}))
+    (folder / "given").write_bytes(pickle.dumps({**given, "models": sent, "tied": packed(given["tied"])}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -319,6 +356,14 @@ def test_recovery_and_both_phases_in_shards_end_with_the_weights_of_one_process(
 def test_checkpoints_of_activations_change_nothing(launched, alone):
     for found in launched[1]:
         alike(found["checkpointing"], alone["bert"])
+
+
+def test_embeddings_that_are_tied_to_the_head_are_trained_in_shards(launched, given):
+    expected = squared(copy.deepcopy(given["tied"]), given["task"], given["runtime"])
+    assert not torch.equal(expected["lm_head.weight"], given["tied"].lm_head.weight)
+    for found in launched[1]:
+        same(found["tied"], expected)
+        assert torch.equal(found["tied"]["lm_head.weight"], found["tied"]["model.embed_tokens.weight"])
 
 
 def test_a_process_holds_its_share_and_all_say_the_same(launched):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from autodisc.config import ImportanceConfig
+from autodisc.config import DistillationConfig, ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import ModelError
 from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, save_model
 from autodisc.models.inference import forward_macs, predict
 from autodisc.models.layouts import blocks, embeddings
-from autodisc.models.modeling_autodisc import PRUNED
 from autodisc.models.spreading import is_spread, state_of, waits
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.importance import estimate_importance, rank_units
 from autodisc.pruning.supernet import Supernet, extract
+from autodisc.pruning.surgery import keep, own_memory
+from autodisc.tasks.batches import batches
 
 HALF = Candidate(0.5, (2, 3, 1), (16, 8, 24))
 
@@ -51,7 +52,7 @@ def both(tiny, tmp_path):
         save_model(tiny(family, head=head), None, folder)
         whole = load_model(folder)
         places = {"": "disk"} if everything else layers_on_disk(whole)
-        spread = load_model(folder, device_map=places, home=torch.device("cpu"), offload=tmp_path / "offloaded")
+        spread = load_model(folder, device_map=places, home=torch.device("cpu"))
         assert is_spread(spread)
         assert waits(spread)
         return whole, spread
@@ -122,8 +123,6 @@ def test_a_cut_trains_and_the_teacher_stays(both, batch, random_ranking, make_ru
     )
     for module in embeddings(supernet.model):
         module.requires_grad_(False)
-    from autodisc.pruning.surgery import own_memory
-
     own_memory(supernet.model.parameters())
     with supernet.active(HALF) as model:
         model(**batch).logits.square().sum().backward()
@@ -179,9 +178,6 @@ def test_importance_of_what_is_left_is_that_of_its_cut(tiny, make_task, make_run
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 def test_teacher_outputs_are_those_of_the_whole(family, both, make_workshop, tmp_path):
-    from autodisc.config import DistillationConfig
-    from autodisc.tasks.batches import batches
-
     said = []
     for number, model in enumerate(both(family, head="sequence")):
         workshop = make_workshop()
@@ -196,8 +192,6 @@ def test_teacher_outputs_are_those_of_the_whole(family, both, make_workshop, tmp
 def test_a_cut_is_refitted_to_it_as_to_the_whole(family, both, make_workshop, random_ranking):
     whole, spread = both(family, head="sequence")
     ranking, workshop = random_ranking(whole), make_workshop()
-    from dataclasses import replace
-
     workshop = replace(workshop, refit=workshop.task.train)
     mine, theirs = (workshop.cut(model, ranking, HALF) for model in (whole, spread))
     for (name, left), (_, right) in zip(state_of(mine), state_of(theirs), strict=True):
@@ -223,8 +217,6 @@ def test_a_pruned_teacher_can_be_spread(tiny, tmp_path, random_ranking, batch):
     assert Kept.of(spread.config) == Kept.of(cut.config)
     quarter = Candidate(0.75, (1, 1, 1), (8, 8, 8))
     kept = Kept.of(cut.config)
-    from autodisc.pruning.surgery import keep
-
     fewer = Kept(
         tuple(own[:n] for own, n in zip(kept.heads, quarter.heads, strict=True)),
         tuple(own[:n] for own, n in zip(kept.neurons, quarter.neurons, strict=True)),
@@ -237,5 +229,41 @@ def test_a_map_that_misses_a_module_is_refused_in_one_line(tiny, tmp_path):
     with pytest.raises(ModelError) as refused:
         load_model(tmp_path / "model", device_map={"bert.embeddings": "cpu", "classifier": "disk"})
     assert "\n" not in str(refused.value)
-    assert PRUNED
-    assert Path(tmp_path / "model").is_dir()
+
+
+def test_a_teacher_on_another_device_as_a_whole_is_brought_its_inputs(
+    tiny, tmp_path, batch, monkeypatch, random_ranking, make_task, make_runtime
+):
+    """No weight waits, but hooks stand on every module: as of a teacher in CPU memory beside a GPU."""
+    save_model(tiny(), None, tmp_path / "model")
+    whole = load(tmp_path / "model")
+    monkeypatch.setattr("autodisc.models.spreading._indexed", lambda device: torch.device("meta"))
+    spread = load_model(tmp_path / "model", device_map={"": "cpu"}, home=torch.device("cpu"))
+    assert is_spread(spread)
+    assert not waits(spread)
+    with torch.no_grad():
+        assert torch.equal(whole(**batch).logits, spread(**batch).logits)
+    ranking, task = random_ranking(whole), make_task()
+    cut = extract(spread, ranking, HALF)
+    equal(extract(whole, ranking, HALF), cut)
+    assert not is_spread(cut)
+    settings = ImportanceConfig(examples=24, rounds=2, batch_size=8)
+    orders = [rank_units(model, task, settings, runtime=make_runtime()) for model in (whole, spread)]
+    assert orders[0] == orders[1]
+
+
+def test_nothing_is_said_of_what_a_map_asks_for(tiny, tmp_path, capfd, caplog):
+    model = tiny()
+    save_model(model, None, tmp_path / "model")
+    load_model(tmp_path / "model", device_map=layers_on_disk(model), home=torch.device("cpu"))
+    assert not caplog.records
+    assert capfd.readouterr() == ("", "")
+
+
+def test_two_teachers_on_disk_keep_their_own_weights(tiny, tmp_path):
+    for seed in (0, 1):
+        save_model(tiny(seed=seed), None, tmp_path / str(seed))
+    places = layers_on_disk(tiny())
+    spread = [load_model(tmp_path / str(seed), device_map=places, home=torch.device("cpu")) for seed in (0, 1)]
+    for seed, model in enumerate(spread):
+        equal(load(tmp_path / str(seed)), model)
