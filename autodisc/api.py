@@ -17,7 +17,7 @@ from autodisc import rehearsal
 from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
 from autodisc.costs import save_ledger, take_paid
 from autodisc.distillation.finetuning import finetune_classifier
-from autodisc.distillation.launching import check_launched, on_each_process
+from autodisc.distillation.launching import check_launched, check_shared, on_each_process
 from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
 from autodisc.files import is_free
@@ -161,6 +161,7 @@ def distill(
     """
     finished = open_finished(study)
     config = finished.settled(config or finished.config)
+    check_shared(config)
     chosen = finished.searched.result["best"]
     if chosen is None:
         raise StudyError(
@@ -225,6 +226,7 @@ def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progre
 def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """All of a study: fine-tune where asked, search, distil, and the baselines. Finished parts are not run again."""
     results: dict[str, Any] = {}
+    check_launched(config)
     if config.teacher.finetune is not None:
         teacher = out / "teacher"
         results["finetune"] = finetune(config, teacher, progress=progress)

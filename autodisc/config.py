@@ -10,7 +10,7 @@ import contextlib
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -84,6 +84,27 @@ def _backend(value: str) -> str:
 Backend = Annotated[str, AfterValidator(_backend)]  # of joblib
 
 
+def _device_map(value: Any) -> Any:
+    if value is None or value in get_args(Spreading):
+        return value
+    places = r"cpu|disk|mps|\d+|cuda(:\d+)?"
+    if isinstance(value, dict) and value and all(isinstance(name, str) for name in value):
+        if "" in value and len(value) > 1:
+            raise ValueError("got '' beside other names; it names the whole model. Name every module, or '' alone")
+        wrong = [place for place in value.values() if not re.fullmatch(places, str(place))]
+        if not wrong:
+            return {name: int(place) if str(place).isdigit() else place for name, place in value.items()}
+        value = wrong[0]
+    raise ValueError(
+        f"got {value!r}; expected {', '.join(get_args(Spreading))}, or a mapping of all modules' names to 0, cuda:1,"
+        " cpu or disk"
+    )
+
+
+Spreading = Literal["auto", "balanced", "balanced_low_0", "sequential"]  # of accelerate: by what fits where
+DeviceMap = Spreading | dict[str, int | str]
+
+
 class TaskConfig(Section):
     """What is learned."""
 
@@ -137,6 +158,12 @@ class TeacherConfig(Section):
         "fp32",
         description="Of the weights of a teacher that nothing trains any more: bf16 is half the memory, and wants"
         " runtime.precision bf16. What is trained keeps its weights in fp32.",
+    )
+    device_map: Annotated[DeviceMap | None, BeforeValidator(_device_map)] = Field(
+        None,
+        description="Of a teacher that nothing trains any more and that one device cannot hold: spread it, by"
+        " accelerate, over GPUs, then CPU memory, then disk. A mapping of modules to 0, cuda:1, cpu or disk says where"
+        " itself. What is cut out of it comes to runtime.device.",
     )
 
 
@@ -416,6 +443,22 @@ class StudyConfig(Section):
                 f"{given[0]}: got one beside {given[1]}; each says what the student is. Give one of the two"
             )
         return values
+
+    @model_validator(mode="after")
+    def _spread_teacher_is_one_process_s(self) -> StudyConfig:
+        if self.teacher.device_map is None:
+            return self
+        if self.budget is not None and self.budget.latency_ms is not None:
+            raise ValueError(
+                "teacher.device_map: contradicts budget.latency_ms, whose layers are timed on one device; give"
+                " budget.params or macs, or leave the map out"
+            )
+        if self.search.jobs > 1 or self.search.backend != "loky":
+            raise ValueError(
+                "teacher.device_map: contradicts search.jobs and search.backend, whose processes would each be sent the"
+                " teacher; leave them out, or join by 'autodisc worker', which opens its own"
+            )
+        return self
 
     @model_validator(mode="after")
     def _below_student(self) -> StudyConfig:

@@ -32,6 +32,7 @@ from autodisc.models.inference import evaluation_batch
 from autodisc.models.latency import is_whole
 from autodisc.models.onnx import MODEL, OnnxModel, export_onnx, quantize_int8, require_onnx, write_beside
 from autodisc.models.reading import read
+from autodisc.models.spreading import is_spread
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.reporting.model_card import CARD
@@ -66,7 +67,8 @@ def candidates(
     result, budget = finished.searched.result, finished.config.budget
     batch = batch or (budget.batch if budget else BATCH)
     length = length or (budget.length if budget else LENGTH)
-    latency = space.latency(batch, length) if is_whole(space.teacher) else None
+    timed = is_whole(space.teacher) and not is_spread(space.teacher)
+    latency = space.latency(batch, length) if timed else None
 
     def row(each: Candidate, **others: Any) -> dict[str, Any]:
         (use,) = uses_of(space.teacher, [each], latency)
@@ -176,6 +178,8 @@ def export_model(
     if config is None:
         found = load_model(model)
         return _export(found, load_tokenizer(model), None, out, facts, since, format=format)
+    if config.teacher.device_map is not None:
+        raise ConfigError("teacher.device_map: a model that is exported is opened whole; leave the map out")
     space = open_workspace(config, progress=progress)
     return _export(space.teacher, space.tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
 

@@ -34,6 +34,7 @@ from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.models.checkpoints import Kept
 from autodisc.models.inference import counted, evaluation_batch, forward_macs, predict, width
 from autodisc.models.layouts import base_shape, blocks
+from autodisc.models.spreading import is_spread
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
 from autodisc.progress import Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
@@ -110,10 +111,12 @@ class _Bench:
         settings = self.config.search.importance
         sample = calibration(self.task, settings, self.runtime)
         fisher = settings.criterion == "fisher"
-        scales = [1 - LAST_ROUND * number / rounds(settings) for number in range(rounds(settings))]
+        spread = is_spread(self.teacher)  # what is removed is masked then, and costs as before
+        last = 0.0 if spread else LAST_ROUND
+        scales = [1 - last * number / rounds(settings) for number in range(rounds(settings))]
         rank = self.fisher if fisher else self.first_order
         runs = [rank(self.teacher)]
-        if not fisher:
+        if not fisher and not spread:
             runs.append(rank(extract(self.teacher, self.ranking, candidate(self.ranking, 1 - scales[-1]))))
         rates = self.rates(IMPORTANCE, sample, settings.batch_size, runs, (1.0, scales[-1]))
         for number, scale in enumerate(scales):

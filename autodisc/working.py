@@ -34,7 +34,7 @@ from autodisc.workspace import Workspace, disk_errors, open_workspace, read_rank
 
 WORKERS = "workers"
 # Where things lie on the machine of whoever searched, and how that computes: what a worker may have otherwise.
-OWN = ("task.data", "teacher.model", "student_model", "runtime.device", "runtime.precision")
+OWN = ("task.data", "teacher.model", "teacher.device_map", "student_model", "runtime.device", "runtime.precision")
 
 
 def is_shared(storage: str | None) -> bool:

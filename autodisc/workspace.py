@@ -36,6 +36,7 @@ from autodisc.models.latency import LatencyTable, latency_table, longest_input, 
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.modeling_autodisc import CODE, Head, head_of
 from autodisc.models.reading import Reader, raw, read
+from autodisc.models.spreading import is_spread, keeps_no_graph, places
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
@@ -107,6 +108,7 @@ class Workspace:
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
             (runtime.seed, runtime.precision, runtime.device.type, runtime.threads, *made_with()),
+            *places(self.teacher),
         ]
         path = self.workshop.cache / "ranking" / f"{joblib.hash(made_of)}.json"
         found = cached_ranking(path)
@@ -212,16 +214,19 @@ class Workspace:
         runtime = self.workshop.runtime
         models = {"teacher": self.teacher, **{role: load_model(folder) for role, folder in folders.items()}}
         for model in models.values():
-            model.to(runtime.device).eval()  # type: ignore[arg-type]
+            model.eval()
+            if not is_spread(model):
+                model.to(runtime.device)  # type: ignore[arg-type]
         rows = []
-        with self.workshop.progress.stage("timing", None), torch.inference_mode(), runtime.autocast():
+        with self.workshop.progress.stage("timing", None), keeps_no_graph(self.teacher), runtime.autocast():
             for batch, length in CARD_SHAPES:
                 inputs = random_inputs(self.teacher, batch, length, runtime.device)
                 works = {role: partial(_call, model, inputs) for role, model in models.items()}
                 timed = take_turns(works, turns=3, turn_s=0.2, settle=settle_on(runtime.device))
                 count = torch.get_num_threads()
                 where = f"{count} thread{'s' * (count > 1)}" if runtime.device.type == "cpu" else runtime.device.type
-                setting = f"torch, {runtime.precision}, {where}, batch {batch}, length {length}"
+                spread = ", teacher spread" if is_spread(self.teacher) else ""
+                setting = f"torch, {runtime.precision}, {where}, batch {batch}, length {length}{spread}"
                 rows.append({"setting": setting, **{role: found.median_ms for role, found in timed.items()}})
         return rows
 
@@ -248,7 +253,14 @@ def open_workspace(
         )
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
-            teacher = load_model(name, head=head, num_labels=fresh, dtype=_weights(config, runtime, finetune))
+            teacher = load_model(
+                name,
+                head=head,
+                num_labels=fresh,
+                dtype=_weights(config, runtime, finetune),
+                device_map=None if finetune else config.teacher.device_map,
+                home=runtime.device,
+            )
         pad_alike(teacher, tokenizer)
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
@@ -259,7 +271,8 @@ def open_workspace(
                 f"teacher: {name} has {outputs} outputs, task '{task.name}' needs {task.num_labels}; "
                 "give a teacher that was fine-tuned on this task"
             )
-        teacher.to(runtime.device)  # type: ignore[arg-type]
+        if not is_spread(teacher):
+            teacher.to(runtime.device)  # type: ignore[arg-type]
         check_positions(teacher, name, task)
         other = None
         if config.student_model is not None and not finetune:

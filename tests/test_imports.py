@@ -56,7 +56,7 @@ DOORS = {
     "jinja2": {"reporting"},
     "rich": {"reporting", "commands", "cli"},
     "typer": {"commands", "cli"},
-    "accelerate": {"distillation", "runtime"},
+    "accelerate": {"distillation", "models", "runtime"},
     "datasets": {"tasks"},
     "pyarrow": {"tasks"},
     "seqeval": {"tasks"},

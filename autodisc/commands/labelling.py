@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from autodisc.commands.options import MODEL, RUNTIME, TASK, Request, takes
+from autodisc.commands.options import MODEL, RUNTIME, SPREAD_MODEL, TASK, Request, takes
 from autodisc.commands.output import example, finish, print_scores
 from autodisc.errors import ConfigError, ModelError
 
@@ -70,7 +70,7 @@ def predict(
 
 
 @app.command(epilog=example("autodisc evaluate --model teachers/mrpc --task mrpc --data data/mrpc"))
-@takes(*MODEL, *TASK, *RUNTIME)
+@takes(*SPREAD_MODEL, *TASK, *RUNTIME)
 def evaluate(
     request: Request,
     split: Annotated[

@@ -70,9 +70,16 @@ LIMIT_TRAIN = _panel(
     "Task and data",
     ("--limit-train", "task.limit_train", "N", "Use N training rows, drawn by the seed."),
 )
+DEVICE_MAP = (
+    "--device-map",
+    "teacher.device_map",
+    "NAME",
+    "auto, balanced, balanced_low_0, sequential: spread it over GPUs, CPU memory and disk.",
+)
 TEACHER = _panel(
     "Models",
     ("--teacher", "teacher.model", "DIR", "Folder or hub name of the fine-tuned teacher."),
+    DEVICE_MAP,
 )
 STUDENT = _panel(
     "Models",
@@ -93,6 +100,7 @@ BUDGET = _panel(
     ("--budget-length", "budget.length", "N", "Of that latency: tokens a sequence; 64 unless given."),
 )
 MODEL = _panel("Models", ("--model", "teacher.model", "DIR", "Folder or hub name of the model."))
+SPREAD_MODEL = MODEL + _panel("Models", DEVICE_MAP)
 GRID = _panel(
     "Search",
     ("--sparsities", "search.sparsities", "S,S,…", "The teacher assistants to consider, below the student."),
@@ -145,7 +153,7 @@ RUNTIME = _panel(
 HERE = tuple(
     setting
     for setting in (*TASK, *TEACHER, *RUNTIME)
-    if setting.name in ("data", "teacher", "device", "precision", "threads", "cache_dir")
+    if setting.name in ("data", "teacher", "device_map", "device", "precision", "threads", "cache_dir")
 )
 LISTS = ("search.sparsities", "runtime.trackers")
 # What to say where a setting without a default is missing, by command line.

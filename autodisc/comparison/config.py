@@ -168,7 +168,9 @@ class ComparisonConfig(Section):
     def study(self, cell: Cell, teachers: Path) -> StudyConfig:
         """The settings of one cell; what a task's ``finetune`` makes lies under ``teachers``."""
         entry = next(entry for entry in self.compare.tasks if entry.label == cell.task)
-        teacher = {"model": str(teachers / entry.label)} if entry.teacher.finetune else entry.teacher.model_dump()
+        teacher = entry.teacher.model_dump()
+        if entry.teacher.finetune:
+            teacher |= {"model": str(teachers / entry.label), "finetune": None}
         student = max(self.students_of(entry)) if cell.student is None else cell.student
         named = cell.kind.removeprefix("search-") if cell.kind.startswith("search-") else "recovered"
         if cell.kind == "pruned":

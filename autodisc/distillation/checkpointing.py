@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger, save_ledger
+from autodisc.distillation.sharding import Shards
 from autodisc.errors import StudyError, one_line
 from autodisc.files import as_os_error, replacing
 from autodisc.runtime import Runtime
@@ -120,18 +121,16 @@ class States:
         self._start: Snapshot | None = None
         self._kept_at = self._booked_at = time.monotonic()
         self.damaged = ""  # why a state that was there could not be used
+        self.shards: Shards | None = None  # with these all processes call alike, and the first has the file
 
     def resume(self, model: PreTrainedModel, state: TrainingState) -> None:
         """Put what was kept into ``model`` and ``state``; raises StudyError where it was made of anything else."""
         self._kept_at = self._booked_at = time.monotonic()
-        if self.path is not None and self.path.exists():
-            try:
-                found = _read(self.path)
-            except (SafetensorError, ValueError, KeyError) as error:
-                self.damaged = f"{self.path}: is damaged ({one_line(error, 80)})"
-            else:
+        if self.path is not None and self._said(self.path.exists()):
+            found = self._read(self.path)
+            if found is not None:
                 self._check(found.values["made_of"])
-                _restore(model, state, found)
+                self._restore(model, state, found)
                 return
         self._start = _snapshot(model, state, finished=False)
 
@@ -140,9 +139,14 @@ class States:
         now, finished = time.monotonic(), state.step == steps
         if self.path is None:
             return
-        if finished or at_once or now - self._kept_at >= 60 * self.minutes:
+        due = now - self._kept_at >= 60 * self.minutes
+        if finished or at_once or (due if self.shards is None else self.shards.any(due)):
             self._book()  # before the state: what a state holds has been booked
-            _write(self.path, _snapshot(model, state, finished=finished), self._made_of)
+            snapshot = _snapshot(model, state, finished=finished)
+            if self.shards is not None:
+                snapshot = replace(snapshot, tensors=self.shards.whole(snapshot.tensors))
+            if self.shards is None or self.shards.first:
+                _write(self.path, snapshot, self._made_of)
             self._start = None
             self._kept_at = self._booked_at = time.monotonic()
         elif now - self._booked_at >= LEDGER_S:
@@ -151,10 +155,35 @@ class States:
 
     def go_back(self, model: PreTrainedModel, state: TrainingState) -> None:
         """Return to the last state."""
-        found = self._start
+        if self._start is not None:
+            _restore(model, state, self._start)
+            return
+        assert self.path is not None
+        found = self._read(self.path)
         if found is None:
-            assert self.path is not None
-            found = _read(self.path)
+            raise StudyError(f"{self.damaged}; remove it, and run the same command again")
+        self._restore(model, state, found)
+
+    def _said(self, value: Any) -> Any:
+        return value if self.shards is None else self.shards.said(value)
+
+    def _read(self, path: Path) -> Snapshot | None:
+        """What the file holds; with shards its tensors in the first process alone. None where it is damaged."""
+        found: Snapshot | None = None
+        if self.shards is None or self.shards.first:
+            try:
+                found = _read(path)
+            except (SafetensorError, ValueError, KeyError) as error:
+                self.damaged = f"{path}: is damaged ({one_line(error, 80)})"
+        self.damaged = self._said(self.damaged)
+        if self.damaged:
+            return None
+        values = self._said(None if found is None else found.values)
+        return found or Snapshot({}, values)
+
+    def _restore(self, model: PreTrainedModel, state: TrainingState, found: Snapshot) -> None:
+        if self.shards is not None:
+            found = replace(found, tensors=_shared_out(found.tensors, model, state, self.shards))
         _restore(model, state, found)
 
     def _check(self, made_of: Mapping[str, object]) -> None:
@@ -210,6 +239,23 @@ def _snapshot(model: PreTrainedModel, state: TrainingState, *, finished: bool) -
     return Snapshot({name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(values)))
 
 
+def _shared_out(
+    tensors: Mapping[str, torch.Tensor], model: PreTrainedModel, state: TrainingState, shards: Shards
+) -> dict[str, torch.Tensor]:
+    """Each process's share of what the first has read."""
+    by_name = dict(model.named_parameters())
+    numbered = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    found = {}
+    for name, tensor in shards.received(tensors):
+        part, _, rest = name.partition(".")
+        if part == "random":
+            found[name] = tensor.cpu()
+        else:
+            like = numbered[int(rest.partition(".")[0])] if part == "optimizer" else by_name[rest]
+            found[name] = shards.part(tensor, like)
+    return found
+
+
 def _restore(model: PreTrainedModel, state: TrainingState, found: Snapshot) -> None:
     parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "weights": {}, "optimizer": {}, "random": {}}
     for name, tensor in found.tensors.items():
@@ -224,8 +270,13 @@ def _restore(model: PreTrainedModel, state: TrainingState, found: Snapshot) -> N
     state.curve, state.recent = [dict(point) for point in state.curve], list(state.recent)
     state.best_weights = None
     if parts["best"]:
-        frozen = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        state.best_weights = frozen | {name: tensor.clone() for name, tensor in parts["best"].items()}
+        best = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            kept = parts["best"].get(first.setdefault(id(parameter), name))  # tied ones are kept once
+            if kept is not None:
+                best[name] = kept.clone()
+        state.best_weights = best
     state.order.bit_generator.state = state.pass_start
     state.draws.bit_generator.state = found.values["draws"]
     moments: dict[int, dict[str, torch.Tensor]] = {}

@@ -4,7 +4,8 @@ gradient of a step = Σ over processes, each of its own rows;  the loss likewise
 
 Every row's share of a step's totals is fixed beforehand (training.py), so the sum is what one process adds up, in
 another order. All else is drawn from the same seeds, and is the same in each. Process 0 is the command; the others work
-in a copy of its folder, which is thrown away, and say nothing.
+in a copy of its folder, which is thrown away, and say nothing. With FSDP they hold shards of what is trained
+(sharding.py), and gradients are summed on the way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import itertools
 import os
 import shutil
 import sys
@@ -33,6 +35,13 @@ from autodisc.errors import ConfigError
 from autodisc.progress import Silent
 from autodisc.tasks.batches import Batch
 
+LOADED_BY_FIRST = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+# Of FSDP's options: what is not done here, and who does it.
+NOT_OURS = (
+    ("FSDP_VERSION", "1", "give --fsdp_version 2"),
+    ("FSDP_OFFLOAD_PARAMS", "true", "leave --fsdp_offload_params out, and start more processes"),
+    ("FSDP_ACTIVATION_CHECKPOINTING", "true", "leave it out, and give --set runtime.checkpointing=true"),
+)
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 _inside = contextvars.ContextVar("inside", default=False)  # a command that is part of another has its folder
@@ -43,29 +52,71 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def shards() -> bool:
+    """Whether launched processes are to hold shards of what is trained: `accelerate launch --use_fsdp`."""
+    return processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true")
+
+
 def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_launched(config: StudyConfig) -> None:
-    """Raise ConfigError where launched processes would start others, meet in a storage, or hold parts of a model."""
+    """Raise ConfigError where launched processes would start others, or meet in a storage; or as ``check_shared``."""
     search = config.search
-    if processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("1", "true"):
-        raise ConfigError(
-            "accelerate launch: got FSDP, but every process keeps the whole student and shares the rows; use"
-            " --multi_gpu, and runtime.checkpointing or distillation.accumulation where memory is short"
-        )
     if processes() > 1 and (search.jobs > 1 or search.backend != "loky" or search.storage is not None):
         raise ConfigError(
             "accelerate launch: shares a training's rows among processes; leave out --workers, --backend and --storage,"
             " or start autodisc without it"
         )
+    check_shared(config)
+
+
+def check_shared(config: StudyConfig) -> None:
+    """Raise ConfigError for a student that has no layers in shards, or a teacher on GPUs that are other processes'."""
+    if shards() and config.student_model is not None:
+        raise ConfigError(
+            "accelerate launch: got FSDP, but a student of another architecture (student_model) is trained whole; use"
+            " --multi_gpu"
+        )
+    if processes() > 1 and config.teacher.device_map is not None:
+        asked = config.teacher.device_map
+        devices = [
+            place for place in (asked.values() if isinstance(asked, dict) else [asked]) if place not in ("cpu", "disk")
+        ]
+        if devices:
+            raise ConfigError(
+                f"teacher.device_map: got '{devices[0]}', but each launched process has one GPU and opens the teacher"
+                " itself; give a mapping to cpu and disk, or start autodisc without accelerate launch"
+            )
+
+
+def check_options() -> None:
+    """Raise ConfigError for what `accelerate launch` was asked of FSDP and is not done here."""
+    for variable, wrong, way_out in NOT_OURS if shards() else ():
+        if os.environ.get(variable, "").lower() == wrong:
+            raise ConfigError(f"accelerate launch: got FSDP with {variable.lower()}={wrong}; {way_out}")
 
 
 def own_rows(batch: Batch, accelerator: Accelerator) -> list[Batch]:
     """This process's rows of a step; none where there are fewer rows than processes."""
     parts = batch.split(accelerator.num_processes)
     return parts[accelerator.process_index : accelerator.process_index + 1]
+
+
+def micro_batches(
+    batch: Batch, parts: int, accelerator: Accelerator, *, in_step: bool
+) -> Iterator[tuple[Batch, float]]:
+    """This process's rows of a step in at most ``parts``, and what each counts: 1.
+
+    Where all processes are to make as many calls, who has fewer makes up for it by rows that count nothing.
+    """
+    own = [micro for rows in own_rows(batch, accelerator) for micro in rows.split(parts)]
+    yield from ((micro, 1.0) for micro in own)
+    if in_step:
+        most = min(parts, max(len(rows) for rows in batch.split(accelerator.num_processes)))
+        row = batch.split(len(batch))[0]
+        yield from itertools.repeat((row, 0.0), most - len(own))
 
 
 def summed(loss: float, parameters: Sequence[torch.nn.Parameter], accelerator: Accelerator) -> float:
@@ -105,6 +156,7 @@ def on_each_process(folder: str) -> Callable[[Callable[Parameters, Result]], Cal
         def wrapped(*arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
             if processes() == 1 or _inside.get():
                 return command(*arguments, **named)
+            check_options()
             given = signature.bind(*arguments, **named)
             token = _inside.set(True)
             try:
@@ -135,11 +187,26 @@ def _own_folder(folder: Path) -> Iterator[Path]:
                     shutil.copytree(beside, Path(name) / beside.name)
         state.wait_for_everyone()  # the copy is of what was there before anybody began
         try:
-            with _all_save():
+            with _all_save(), _all_load():
                 yield own
         finally:
             if torch.distributed.is_initialized() and sys.exc_info()[0] is None:
                 state.wait_for_everyone()
+
+
+@contextlib.contextmanager
+def _all_load() -> Iterator[None]:
+    """With FSDP transformers fills the weights of the first process's models alone, for accelerate to send; and spreads
+    no teacher. Ours are each opened whole."""
+    former = os.environ.get(LOADED_BY_FIRST)
+    os.environ[LOADED_BY_FIRST] = "false"
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[LOADED_BY_FIRST]
+        else:
+            os.environ[LOADED_BY_FIRST] = former
 
 
 @contextlib.contextmanager

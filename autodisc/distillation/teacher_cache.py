@@ -32,6 +32,7 @@ from autodisc.errors import TrainingError
 from autodisc.files import write_json
 from autodisc.models.checkpoints import fingerprint
 from autodisc.models.layouts import blocks
+from autodisc.models.spreading import places
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.slicing import running, sliced_layers
 from autodisc.runtime import Runtime, made_with
@@ -85,6 +86,7 @@ class TeacherCache:
             runtime.precision,
             runtime.device.type,
             *made_with(),
+            *places(teacher),
         ]
         key = joblib.hash([*made_of, *([self._top, self._temperature] if self._top else [])])
         # Kept by the ledger: the next trial of the same run opens the same cache, and has paid for these rows.

@@ -25,10 +25,12 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, get_linear_schedule_with_warmup
 
 from autodisc.costs import Ledger
+from autodisc.distillation import launching
 from autodisc.distillation.checkpointing import States, TrainingState
-from autodisc.distillation.launching import all_costs, own_rows, summed
+from autodisc.distillation.launching import all_costs, micro_batches, summed
 from autodisc.distillation.losses import Totals
-from autodisc.errors import DivergedError, TrainingError
+from autodisc.distillation.sharding import Shards, clipped, sharded
+from autodisc.errors import AutodiscError, DivergedError, TrainingError
 from autodisc.interrupts import finishing_steps
 from autodisc.models.attention import trainable_attention
 from autodisc.progress import Progress, Tracker, Untracked
@@ -96,13 +98,50 @@ def train(
     DivergedError.
     """
     accelerator = Accelerator(cpu=runtime.device.type == "cpu")
+    with sharded(model, accelerator, asked=launching.shards()) as shards:
+        return _train(
+            model,
+            objective,
+            split,
+            settings,
+            task=task,
+            runtime=runtime,
+            stage=stage,
+            ledger=ledger,
+            progress=progress,
+            evaluate=evaluate,
+            states=states or States(),
+            tracker=tracker or Untracked(),
+            accelerator=accelerator,
+            shards=shards,
+        )
+
+
+def _train(
+    model: PreTrainedModel,
+    objective: Objective,
+    split: Split,
+    settings: TrainingSettings,
+    *,
+    task: Task,
+    runtime: Runtime,
+    stage: str,
+    ledger: Ledger,
+    progress: Progress,
+    evaluate: Callable[[], float] | None,
+    states: States,
+    tracker: Tracker,
+    accelerator: Accelerator,
+    shards: Shards | None,
+) -> TrainingState:
     parameters = [p for p in model.parameters() if p.requires_grad]
-    own_memory(parameters)
+    if shards is None:  # shards are copies
+        own_memory(parameters)
     optimizer = torch.optim.AdamW(_decayed(model, settings.weight_decay), lr=settings.lr, fused=True)
     scheduler = get_linear_schedule_with_warmup(optimizer, round(settings.warmup * settings.steps), settings.steps)
     order, draws = runtime.generator(stage, "order"), runtime.generator(stage, "draws")
     state = TrainingState(optimizer, scheduler, order, draws, settings.accumulation)
-    states, job, tracker = states or States(), _Job(stage, settings, ledger, progress), tracker or Untracked()
+    states.shards, job = shards, _Job(stage, settings, ledger, progress)
     a_pass = number_of_batches(split, settings.batch_size)
     expected = Totals(labels=split.labelled / a_pass, tokens=split.tokens / a_pass)
     with (
@@ -122,9 +161,12 @@ def train(
             model.train(settings.dropout)  # each pass anew: evaluation switches it off
             for batch in itertools.islice(passed, state.place, None):
                 drawn = objective.draw(draws)
-                loss = _fitting(batch, objective, drawn, expected, state, accelerator, runtime, job)
-                loss = summed(loss, parameters, accelerator)
-                norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
+                loss = _fitting(batch, objective, drawn, expected, state, accelerator, runtime, job, shards)
+                if shards is None:
+                    loss = summed(loss, parameters, accelerator)
+                    norm = float(accelerator.clip_grad_norm_(parameters, settings.clip))
+                else:  # gradients have been summed on the way
+                    loss, norm = shards.sum(loss), clipped(parameters, settings.clip)
                 if not (math.isfinite(loss) and math.isfinite(norm)):
                     what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient's norm is {norm}"
                     _go_back(model, state, states, what, job)
@@ -147,8 +189,9 @@ def train(
                     _keep_best(model, state, metric)
                     tracker.log(stage, {"metric": metric}, step=state.step)
                     bar.note(f"metric {metric:.3f}, best {state.best_metric:.3f}")
-                states.keep(model, state, steps=settings.steps, at_once=stop.asked)
-                if stop.asked:
+                stopped = stop.asked if shards is None else shards.any(stop.asked)
+                states.keep(model, state, steps=settings.steps, at_once=stopped)
+                if stopped:
                     raise KeyboardInterrupt
                 if done:
                     break
@@ -196,13 +239,22 @@ def _fitting(
     accelerator: Accelerator,
     runtime: Runtime,
     job: _Job,
+    shards: Shards | None,
 ) -> float:
     """Add the gradients of one effective batch, in more micro-batches from now on where memory is short."""
     while True:
         try:
-            return _accumulate(batch, objective, drawn, totals, state.accumulation, accelerator, runtime, job.ledger)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            return _accumulate(
+                batch, objective, drawn, totals, state.accumulation, accelerator, runtime, job.ledger, shards
+            )
+        except (RuntimeError, MemoryError, TrainingError) as error:
+            short = is_out_of_memory(error)
+            if shards is not None and (short or isinstance(error, TrainingError)):
+                # Others wait for what this one was at, so this is no failure of a trial, after which another begins.
+                why = f"{job.stage}: out of memory in shards; give more --set distillation.accumulation (now"
+                why += f" {state.accumulation}), --set runtime.checkpointing=true, or more processes"
+                raise AutodiscError(why if short else str(error)) from error
+            if not short:
                 raise
             if state.accumulation >= len(batch):
                 raise TrainingError(
@@ -225,14 +277,15 @@ def _accumulate(
     accelerator: Accelerator,
     runtime: Runtime,
     ledger: Ledger,
+    shards: Shards | None,
 ) -> float:
     """Add the gradients of one effective batch in so many micro-batches; its loss, a share of ``totals``."""
     losses: list[torch.Tensor] = []
-    for micro in (micro for own in own_rows(batch, accelerator) for micro in own.split(parts)):
+    for micro, weight in micro_batches(batch, parts, accelerator, in_step=shards is not None):
         micro = micro.to(runtime.device)
         for kind, compute in objective.terms(micro, totals, drawn):
             with ledger.count(("training", kind), micro.padded_tokens):
-                loss = compute()
+                loss = compute() * weight
                 accelerator.backward(loss)
             losses.append(loss.detach())
     return float(torch.stack(losses).sum()) if losses else 0.0  # one synchronisation a step

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import importlib.util
 import io
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,7 +30,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.config import DeviceMap
+from autodisc.errors import CheckpointError, ConfigError, ModelError, one_line
 from autodisc.files import as_os_error, sync, sync_folder
 from autodisc.models.layouts import layout_of
 from autodisc.models.layouts_autodisc import NAMES, Head
@@ -47,6 +49,7 @@ from autodisc.models.modeling_autodisc import (
     verify_model,
     verify_tokenizer,
 )
+from autodisc.models.spreading import settle, state_of
 
 PACKAGE, GGUF = "package:", ".gguf"
 CARD = "README.md"  # what is said of a model goes with it
@@ -67,16 +70,21 @@ def load_model(
     num_labels: int | None = None,
     dtype: torch.dtype = torch.float32,
     verify: bool = True,
+    device_map: DeviceMap | None = None,
+    home: torch.device | None = None,
 ) -> PreTrainedModel:
     """A model, its weights in ``dtype``, evaluation mode, from a folder (pruned or not), a GGUF file or a hub name.
 
     ``head`` is by default the one that it was saved with; asked for another, a pruned model is refused.
     ``num_labels`` is for fine-tuning: a new classification head of that size is made where there is none.
     ``verify=False`` opens a pruned folder that was edited on purpose; saved again, it verifies.
+    With a ``device_map`` it is frozen, and spread (spreading.py): inputs come from ``home``.
     Raises ModelError (missing, unreachable, unsupported) or CheckpointError (corrupt, without that head).
     """
     name = resolve(name)
     where, of_gguf = _opened_by(name)
+    if device_map is not None and of_gguf:
+        raise ConfigError(f"teacher.device_map: {name} is opened whole; give a folder of safetensors, or no map")
     if verify and not of_gguf:  # before the config's values are given to anybody
         with _explained(name):
             verify_model(name)
@@ -92,6 +100,7 @@ def load_model(
         f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
         " pretrained one that it was made of"
     )
+    spread: dict[str, Any] = {} if device_map is None else {"device_map": device_map}
     with _quiet(), _explained(where):
         if getattr(config, "autodisc", None) is not None:
             if head != found:
@@ -99,9 +108,9 @@ def load_model(
             if head != "causal" and num_labels not in (None, outputs):
                 raise another
             pruned: PreTrainedModel = pruned_class(config.model_type, head).from_pretrained(
-                name, config=config, dtype=dtype, verify=False
+                name, config=config, dtype=dtype, verify=False, **spread
             )
-            return pruned
+            return pruned if device_map is None else settle(pruned, home or torch.device("cpu"))
         if num_labels is not None:
             config.num_labels = num_labels
             if num_labels == 1:
@@ -111,7 +120,7 @@ def load_model(
         with hidden:  # a bar of its own, which nothing else switches off
             try:
                 loaded: Any = plain_class(config.model_type, head).from_pretrained(
-                    where, config=config, dtype=dtype, output_loading_info=True, **how
+                    where, config=config, dtype=dtype, output_loading_info=True, **how, **spread
                 )
             except RuntimeError as error:
                 if num_labels in (None, outputs) or "ignore_mismatched_sizes" not in str(error):
@@ -128,6 +137,8 @@ def load_model(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
     opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model  # type: ignore[arg-type]
+    if device_map is not None:
+        opened = settle(opened, home or torch.device("cpu"))
     return opened.eval()
 
 
@@ -253,7 +264,7 @@ def _replace(path: Path, partial: Path, former: Path) -> None:
 def fingerprint(model: PreTrainedModel) -> str:
     """16 hex digits that change with any weight or kept unit."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in state_of(model):
         digest.update(name.encode())
         digest.update(str(tuple(tensor.shape)).encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
@@ -301,9 +312,13 @@ def _quiet() -> Iterator[None]:
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    dispatching = logging.getLogger("accelerate.big_modeling")  # warns of what a device map asks for
+    level = dispatching.level
+    dispatching.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        dispatching.setLevel(level)
         transformers_logging.set_verbosity(verbosity)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -21,6 +21,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from autodisc.costs import Ledger, flop_counter
 from autodisc.models.layouts import blocks, embeddings, uncached
 from autodisc.models.reading import Reader, read
+from autodisc.models.spreading import home, keeps_no_graph
 from autodisc.progress import Bar
 from autodisc.runtime import Runtime, free_memory, is_out_of_memory
 from autodisc.tasks.batches import Batch, batches
@@ -91,7 +92,7 @@ def forward(
     """Logits (B, V) or (B, T, V) of a batch on the device, in halves where memory is short; booked to ``ledger``."""
     output: torch.Tensor | None = None
     try:
-        with torch.inference_mode(), uncached(model), runtime.autocast():
+        with keeps_no_graph(model), uncached(model), runtime.autocast():
             output = model(**model_inputs(model, batch)).logits
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(batch) == 1:
@@ -121,7 +122,7 @@ def count_forward(model: PreTrainedModel, row: Mapping[str, torch.Tensor]) -> Fo
     """Run one row (1, T) under torch's FLOP counter; in fp32, for which a CPU compiles no kernels."""
     if relative_rows(model.config):
         return _fitted(model)
-    with torch.inference_mode(), uncached(model), flop_counter() as counter:
+    with keeps_no_graph(model), uncached(model), flop_counter() as counter:
         by_token = model(**row).logits.dim() == 3
     T = row["input_ids"].shape[1]
     found = {name: {str(op): flops for op, flops in ops.items()} for name, ops in counter.get_flop_counts().items()}
@@ -139,8 +140,8 @@ def _fitted(model: PreTrainedModel) -> ForwardFlops:
     """Counted at three lengths: relative positions are products of neither tokens nor pairs alone."""
     flops, step = [], 8
     for T in (step, 2 * step, 3 * step):
-        ids = torch.ones(1, T, dtype=torch.long, device=next(model.parameters()).device)
-        with torch.inference_mode(), flop_counter() as counter:
+        ids = torch.ones(1, T, dtype=torch.long, device=home(model))
+        with keeps_no_graph(model), flop_counter() as counter:
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
         flops.append(counter.get_total_flops())
     pair = (flops[2] - 2 * flops[1] + flops[0]) // (2 * step * step)
@@ -150,13 +151,13 @@ def _fitted(model: PreTrainedModel) -> ForwardFlops:
 
 def forward_macs(model: PreTrainedModel, tokens: int = 128) -> int:
     """Multiply-accumulates of one sequence of ``tokens`` tokens, by torch's FLOP counter."""
-    first = next(model.parameters())
     if model.main_input_name == "pixel_values":  # of one image
         size = model.config.image_size
-        with torch.inference_mode(), flop_counter() as counter:
-            model(pixel_values=first.new_zeros(1, model.config.num_channels, size, size))
+        pixels = torch.zeros(1, model.config.num_channels, size, size, dtype=model.dtype, device=home(model))
+        with keeps_no_graph(model), flop_counter() as counter:
+            model(pixel_values=pixels)
         return counter.get_total_flops() // 2
-    ids = torch.ones(1, 8, dtype=torch.long, device=first.device)
+    ids = torch.ones(1, 8, dtype=torch.long, device=home(model))
     return count_forward(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}).of(1, tokens) // 2
 
 

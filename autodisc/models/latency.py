@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from autodisc.errors import ConfigError, ModelError
 from autodisc.models.layouts import base_shape, blocks, embeddings, uncached
 from autodisc.models.modeling_autodisc import Kept, resize
+from autodisc.models.spreading import is_spread
 from autodisc.runtime import Runtime
 
 Key = TypeVar("Key", bound=Hashable)
@@ -128,6 +129,8 @@ def _between(known: Sequence[tuple[int, float]], widths: Sequence[int]) -> float
 
 def latency_table(model: PreTrainedModel, *, batch: int, length: int, runtime: Runtime) -> LatencyTable:
     """Time the layer shapes of an unpruned ``model`` here; in seconds to a minute, by its size."""
+    if is_spread(model):
+        raise ConfigError("latency: layers are timed on one device, and teacher.device_map spreads them; leave it out")
     if not is_whole(model):
         raise ModelError("latency: layers are timed of the whole model, but this one is pruned; give its teacher")
     most = longest_input(model)

@@ -29,8 +29,10 @@ from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import Port, blocks, uncached
 from autodisc.models.losses import labelled
+from autodisc.models.spreading import frozen, value
 from autodisc.progress import Bar
 from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking, Unit
+from autodisc.pruning.slicing import recomputing
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split, Task
@@ -50,9 +52,9 @@ class _Moments:
     gradients: torch.Tensor  # (C, C)
 
     @classmethod
-    def none(cls, sink: Port) -> _Moments:
+    def none(cls, sink: Port, device: torch.device) -> _Moments:
         outputs, columns = sink.matrix.shape
-        new = partial(sink.module.weight.new_zeros, dtype=torch.float32)  # sums, also of a teacher in bf16
+        new = partial(torch.zeros, dtype=torch.float32, device=device)  # sums, also of a teacher in bf16
         biased = sink.module.bias is not None
         return cls(biased, 0, new(columns), new(columns, columns), new(outputs, outputs))
 
@@ -111,44 +113,41 @@ def second_moments(
 ) -> Moments:
     """What enters every output projection that has units left, and the Fisher gradients of what leaves it."""
     ports = [sublayer.sink for block in blocks(model) for sublayer in block.sublayers if sublayer.units]
-    moments: dict[nn.Module, _Moments] = {port.module: _Moments.none(port) for port in ports}
+    moments: dict[nn.Module, _Moments] = {port.module: _Moments.none(port, runtime.device) for port in ports}
     sinks = [port.module for port in ports]
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
     handles = [sink.register_forward_hook(_remember(seen)) for sink in sinks]
     signs = runtime.generator("fisher")
     model.eval()
     try:
-        for parameter, _ in frozen:
-            parameter.requires_grad_(False)
-        for sink in sinks:
-            sink.weight.requires_grad_(True)  # so that there is a graph; its own gradient is never asked for
-        for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
-            batch = batch.to(runtime.device)
-            real = batch.inputs["attention_mask"].bool()
-            seen.clear()
-            with ledger.count(("fisher",), batch.padded_tokens):
-                with uncached(model), trainable_attention(model, runtime), runtime.autocast():
-                    logits = model(**batch.inputs).logits.float()
-                if not torch.isfinite(logits).all():
-                    raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
-                logits = labelled(logits, batch.labels)
-                drawn = torch.from_numpy(signs.choice([-1.0, 1.0], logits.shape)).to(logits)
-                asked = (logits * fisher_root(logits.detach(), drawn)).sum()
-                found = torch.autograd.grad(asked, [seen[sink][1] for sink in sinks])
-                for sink, gradient in zip(sinks, found, strict=True):
-                    x, g = seen[sink][0][real].float(), gradient[real].float()  # (tokens, columns), (tokens, C)
-                    own = moments[sink]
-                    own.tokens += len(x)
-                    own.inputs += x.sum(0)
-                    own.squares.addmm_(x.T, x)
-                    own.gradients.addmm_(g.T, g)
-            bar.advance()
+        with frozen(model):
+            for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
+                for sink in sinks:
+                    sink.weight.requires_grad_(True)  # so that there is a graph; its own gradient is never asked for
+                batch = batch.to(runtime.device)
+                real = batch.inputs["attention_mask"].bool()
+                seen.clear()
+                with ledger.count(("fisher",), batch.padded_tokens), recomputing(model, asked=False):
+                    with uncached(model), trainable_attention(model, runtime), runtime.autocast():
+                        logits = model(**batch.inputs).logits.float()
+                    if not torch.isfinite(logits).all():
+                        raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
+                    logits = labelled(logits, batch.labels)
+                    drawn = torch.from_numpy(signs.choice([-1.0, 1.0], logits.shape)).to(logits)
+                    asked = (logits * fisher_root(logits.detach(), drawn)).sum()
+                    passed = [seen[sink] for sink in sinks]
+                    found = torch.autograd.grad(asked, [output for _, output in passed])
+                    for sink, (entered, _), gradient in zip(sinks, passed, found, strict=True):
+                        x, g = (each.to(real.device)[real].float() for each in (entered, gradient))
+                        own = moments[sink]  # of x (tokens, columns) and g (tokens, C)
+                        own.tokens += len(x)
+                        own.inputs += x.sum(0)
+                        own.squares.addmm_(x.T, x)
+                        own.gradients.addmm_(g.T, g)
+                bar.advance()
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, required in frozen:
-            parameter.requires_grad_(required)
     return moments
 
 
@@ -181,7 +180,9 @@ class _Layer:
     """One layer's units of a kind while they are being removed; ``width`` columns each."""
 
     def __init__(self, sink: Port, moments: _Moments) -> None:
-        self.width, self.weight = sink.width, sink.matrix.detach().double().contiguous()  # (C, columns)
+        whole = value(sink.module, "weight").detach().to(moments.inputs.device).double()
+        self.width = sink.width
+        self.weight = (whole if isinstance(sink.module, nn.Linear) else whole.T).contiguous()  # (C, columns)
         self.weighted = _damped(moments.gradients.double()) @ self.weight  # G W
         self.inverse = torch.linalg.inv(_damped(moments.covariance()))
         self.units = torch.arange(sink.units, device=self.weight.device)  # their positions

@@ -12,7 +12,6 @@ last layers, and where the first ones mixed no tokens a student of sparsity .9 l
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,12 +26,13 @@ from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
 from autodisc.models.losses import label_count, label_loss
+from autodisc.models.spreading import frozen, is_spread
 from autodisc.progress import Bar, Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
 from autodisc.pruning.fisher import rank_by_fisher
 from autodisc.pruning.masks import masked
-from autodisc.pruning.slicing import own_forwards, running
-from autodisc.pruning.surgery import keep
+from autodisc.pruning.slicing import recomputing
+from autodisc.pruning.surgery import keep, positions
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import Split, Task
@@ -50,27 +50,43 @@ class Importance:
 
 
 def estimate_importance(
-    model: PreTrainedModel, split: Split, config: ImportanceConfig, *, task: Task, runtime: Runtime, ledger: Ledger
+    model: PreTrainedModel,
+    split: Split,
+    config: ImportanceConfig,
+    *,
+    task: Task,
+    runtime: Runtime,
+    ledger: Ledger,
+    left: Kept | None = None,
 ) -> Importance:
-    """Importance of the units that ``model`` still has, over all of ``split``; raises TrainingError on NaN."""
+    """Importance of the units that ``model`` still has, over all of ``split``; raises TrainingError on NaN.
+
+    With ``left`` all others are masked, and importance is of those alone: what a cut to them has.
+    """
     layers = blocks(model)
     sums = [[torch.zeros(n) for n in counts] for counts in ([b.heads for b in layers], [b.neurons for b in layers])]
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    own = Kept.of(model.config)
+    there = [
+        [torch.tensor(positions(*pair), dtype=torch.long) for pair in zip(had, wanted, strict=True)]
+        for had, wanted in zip((own.heads, own.neurons), ((left or own).heads, (left or own).neurons), strict=True)
+    ]
     kind = ("importance", tuple((block.heads, block.neurons) for block in layers))
     model.eval()
-    try:
-        for parameter, _ in frozen:
-            parameter.requires_grad_(False)  # only the masks' gradients: two thirds of a training step
+    with frozen(model):  # only the masks' gradients: two thirds of a training step
         for batch in batches(split, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=None):
             batch = batch.to(runtime.device)
             ones = [
-                [torch.ones_like(total, device=runtime.device, requires_grad=True) for total in units] for units in sums
+                [
+                    torch.zeros_like(total).index_fill_(0, where, 1.0).to(runtime.device).requires_grad_()
+                    for total, where in zip(units, kept, strict=True)
+                ]
+                for units, kept in zip(sums, there, strict=True)
             ]
             with (
                 ledger.count(kind, batch.padded_tokens),
                 masked(model, *ones),
                 trainable_attention(model, runtime),
-                _recomputing(model, runtime),
+                recomputing(model, asked=runtime.checkpointing),
             ):
                 with runtime.autocast():
                     logits = model(**batch.inputs).logits.float()
@@ -84,19 +100,11 @@ def estimate_importance(
                         total += mask.grad.abs().cpu()
         if not all(total.isfinite().all() for units in sums for total in units):
             raise TrainingError("importance: a gradient is not finite; give --precision fp32, or check the teacher")
-    finally:
-        for parameter, required in frozen:
-            parameter.requires_grad_(required)
+    sums = [[total[where] for total, where in zip(*pair, strict=True)] for pair in zip(sums, there, strict=True)]
     if config.normalise:
         sums = [[_normalise(total) for total in units] for units in sums]
     heads, neurons = (tuple(units) for units in sums)
     return Importance(heads, neurons)
-
-
-def _recomputing(model: PreTrainedModel, runtime: Runtime) -> contextlib.AbstractContextManager[object]:
-    if not runtime.checkpointing:
-        return contextlib.nullcontext()
-    return running(model, own_forwards(model), checkpointing=True)
 
 
 def calibration(task: Task, config: ImportanceConfig, runtime: Runtime) -> Split:
@@ -156,9 +164,9 @@ def _rank_in_rounds(
     left = [[(layer, i) for layer, own in enumerate(k) for i in own] for k in (kept.heads, kept.neurons)]
     totals = [len(units) for units in left]
     removed: list[list[Unit]] = [[], []]
-    model = teacher
+    model, masked_to = teacher, None
     for number in range(1, rounds(config) + 1):
-        found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger)
+        found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger, left=masked_to)
         last = number == rounds(config)
         reached = LAST_ROUND * number / rounds(config)
         for which, (tensors, least) in enumerate(((found.heads, config.least_heads), (found.neurons, 0))):
@@ -168,7 +176,11 @@ def _rank_in_rounds(
             removed[which] += [left[which][i] for i in order[:drop]]
             left[which] = sorted(left[which][i] for i in order[drop:])
         if not last:
-            model = keep(teacher, Kept(*(_by_layer(units, len(kept.heads)) for units in left)))
+            rest = Kept(*(_by_layer(units, len(kept.heads)) for units in left))
+            if is_spread(teacher):  # most of it might fit on one device as little as all of it
+                masked_to = rest
+            else:
+                model = keep(teacher, rest)
         bar.advance(number_of_batches(sample, config.batch_size))
     return Ranking(tuple(removed[0]), tuple(removed[1]), layers=len(kept.heads))
 

@@ -39,6 +39,6 @@ def _multiply(mask: torch.Tensor, width: int) -> Callable[[nn.Module, tuple[torc
         per_column = mask.repeat_interleave(width, dim=-1) if width > 1 else mask
         if mask.dim() == 2:
             per_column = per_column[:, None]  # (B, 1, units * width)
-        return (inputs * per_column.to(inputs.dtype),)
+        return (inputs * per_column.to(inputs),)
 
     return hook

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from autodisc.costs import Ledger
 from autodisc.models.layouts import Block, Port, blocks, uncached
+from autodisc.models.spreading import brought, is_spread
 from autodisc.pruning.surgery import own_memory
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches, shapes
@@ -88,7 +89,7 @@ def _calls(model: PreTrainedModel, split: Split, task: Task, runtime: Runtime) -
     layers = [block.layer for block in blocks(model)]
 
     def hook(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        seen.append((arguments, keywords))
+        seen.append(brought((arguments, keywords), runtime.device) if is_spread(model) else (arguments, keywords))
         if layer is layers[-1]:
             raise _Stop
 
@@ -122,10 +123,10 @@ def _run(
     for states, call in zip(hidden, calls, strict=True):
 
         def enter(module: nn.Module, inputs: tuple[torch.Tensor], real: torch.Tensor = call.real) -> None:
-            taken.setdefault((module, "in"), []).append(inputs[0][real].float())
+            taken.setdefault((module, "in"), []).append(inputs[0].to(real.device)[real].float())
 
         def leave(module: nn.Module, _: Any, output: torch.Tensor, real: torch.Tensor = call.real) -> None:
-            taken.setdefault((module, "out"), []).append(output[real].float())
+            taken.setdefault((module, "out"), []).append(output.to(real.device)[real].float())
 
         handles = [linear.register_forward_pre_hook(enter) for linear in entering]
         handles += [linear.register_forward_hook(leave) for linear in leaving]
@@ -136,7 +137,7 @@ def _run(
         finally:
             for handle in handles:
                 handle.remove()
-        following.append(out[0] if isinstance(out, tuple) else out)
+        following.append((out[0] if isinstance(out, tuple) else out).to(call.real.device))
     return following, {key: torch.cat(parts) for key, parts in taken.items()}
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
 
 from autodisc.models.layouts import Block, Port, blocks, layout_of, uncached
+from autodisc.models.spreading import is_spread, moves_weights, waits
 from autodisc.pruning.layers import SlicedLayer
 
 Forward = Callable[..., Any]
@@ -33,19 +34,36 @@ def running(
     With ``checkpointing`` what happens in a layer is not kept for the backward pass, which computes it again.
     """
     modules = [block.layer for block in blocks(model)]
+    name = "_old_forward" if is_spread(model) else "forward"  # what hooks call, once weights and inputs are there
+    before = [vars(module).get(name) for module in modules]
     try:
         for module, forward in zip(modules, forwards, strict=True):
-            module.forward = _checkpointed(forward) if checkpointing else forward
-        with uncached(model):
+            vars(module)[name] = _checkpointed(forward) if checkpointing else forward
+        with uncached(model), _recomputed_to_the_end(checkpointing and is_spread(model)):
             yield model
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)  # the class's own is below it
+        for module, own in zip(modules, before, strict=True):
+            vars(module).pop(name, None)  # the class's own is below it
+            if own is not None:
+                vars(module)[name] = own
+
+
+def _recomputed_to_the_end(asked: bool) -> contextlib.AbstractContextManager[None]:
+    """A layer that is left as soon as it has what backward asks for would keep weights that were brought to it."""
+    return set_checkpoint_early_stop(False) if asked else contextlib.nullcontext()
 
 
 def own_forwards(model: PreTrainedModel) -> list[Forward]:
     """What the layers of ``model`` do by themselves: for ``running`` with checkpoints."""
     return [_own_forward(block) for block in blocks(model)]
+
+
+def recomputing(model: PreTrainedModel, *, asked: bool) -> contextlib.AbstractContextManager[object]:
+    """Layers compute again in the backward pass inside, where that is ``asked``, or weights wait elsewhere: a graph
+    that keeps what was computed keeps all weights that were brought."""
+    if not asked and not waits(model):
+        return contextlib.nullcontext()
+    return running(model, own_forwards(model), checkpointing=True)
 
 
 def _own_forward(block: Block) -> Forward:
@@ -63,9 +81,10 @@ def _checkpointed(forward: Forward) -> Forward:
 
 
 def sliced_layers(model: PreTrainedModel, *, checkpointing: bool = False) -> Sequence[SlicedLayer | ModuleLayer]:
-    """The layers of a model; those computed by hand keep what they need for backward, so not with checkpoints."""
+    """The layers of a model; those computed by hand keep what they need for backward, so not with checkpoints, and read
+    weights, so not where these come and go."""
     layout, own = layout_of(model.config), blocks(model)
-    if not layout.standard or checkpointing:
+    if not layout.standard or checkpointing or moves_weights(model):
         return [ModuleLayer(block) for block in own]
     activation = ACT2FN[getattr(model.config, layout.config_activation)]
     return [SlicedLayer(block, activation.forward) for block in own]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
+from autodisc.models.spreading import moves_weights
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.slicing import running, sliced_layers
 from autodisc.pruning.surgery import in_same_memory, keep, positions
@@ -42,7 +43,9 @@ class Supernet:
     @contextlib.contextmanager
     def active(self, candidate: Candidate) -> Iterator[PreTrainedModel]:
         """Run as ``candidate`` inside; everything again outside. Raises ValueError if it does not fit."""
-        widths = list(zip(self._layers, candidate.heads, candidate.neurons, strict=True))
+        # In shards since it was made: what is written out may keep weights from call to call, and these come and go.
+        layers = sliced_layers(self.model) if moves_weights(self.model) else self._layers
+        widths = list(zip(layers, candidate.heads, candidate.neurons, strict=True))
         if any(heads > layer.heads or neurons > layer.neurons for layer, heads, neurons in widths):
             raise ValueError(f"candidate of sparsity {candidate.sparsity} is larger than the supernet")
         forwards = [layer.forward(heads, neurons) for layer, heads, neurons in widths]

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from autodisc.models.checkpoints import Kept
 from autodisc.models.layouts import blocks
+from autodisc.models.spreading import apart, bring, home, is_spread
 
 
 def keep(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
@@ -24,15 +25,28 @@ def keep(model: PreTrainedModel, kept: Kept) -> PreTrainedModel:
     own = Kept.of(model.config)
     heads = [positions(had, wanted) for had, wanted in zip(own.heads, kept.heads, strict=True)]
     neurons = [positions(had, wanted) for had, wanted in zip(own.neurons, kept.neurons, strict=True)]
-    small = in_same_memory(model)
-    for block, head_positions, neuron_positions in zip(blocks(small), heads, neurons, strict=True):
+    small = apart(model) if is_spread(model) else in_same_memory(model)
+    for block, whole, head_positions, neuron_positions in zip(
+        blocks(small), blocks(model), heads, neurons, strict=True
+    ):
+        if is_spread(model):  # a layer at a time: the whole model may not fit where its cut does
+            bring(block.layer, whole.layer, home(model))
         block.select(head_positions, neuron_positions)
+    if is_spread(model):
+        bring(small, model, home(model))
     kept.write_to(small.config)
     return small
 
 
 def in_same_memory(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of ``model``, its configuration and modules, whose tensors are views of the model's own."""
+    """A copy of ``model``, its configuration and modules, whose tensors are views of the model's own.
+
+    Of a spread model only what is at its home already; all else is brought there.
+    """
+    if is_spread(model):
+        made = apart(model)
+        bring(made, model, home(model))
+        return made
     parameters = {id(p): nn.Parameter(p.detach(), requires_grad=p.requires_grad) for p in model.parameters()}
     return copy.deepcopy(model, {**parameters, **{id(buffer): buffer for buffer in model.buffers()}})
 

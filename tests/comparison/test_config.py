@@ -105,3 +105,11 @@ def test_a_teacher_that_is_to_be_made_is_the_first_seeds(settings, entry, tmp_pa
     assert (made.teacher.model, made.teacher.finetune.epochs, made.runtime.seed) == ("encoder", 2, 3)
     used = config.study(Cell("mine", 4, 0.9, "direct"), tmp_path)
     assert (used.teacher.model, used.teacher.finetune) == (str(tmp_path / "mine"), None)
+
+
+def test_a_teacher_that_is_finetuned_first_is_opened_as_its_settings_say(settings, entry, tmp_path):
+    teacher = {"model": "encoder", "finetune": {"epochs": 1}, "dtype": "bf16", "device_map": {"": "disk"}}
+    config = make_comparison(settings(compare={"tasks": [{**entry, "teacher": teacher}]}))
+    found = config.study(Cell("mine", 4, 0.9, "direct"), tmp_path).teacher
+    assert (found.dtype, found.device_map, found.finetune) == ("bf16", {"": "disk"}, None)
+    assert found.model == str(tmp_path / "mine")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -215,3 +216,40 @@ def test_another_process_books_beside_its_states(tmp_path, make_runtime):
     of._book()
     assert (tmp_path / "trial" / "ledger.json").exists()
     assert not keeping.ledger.exists()
+
+
+def test_tied_weights_that_are_trained_are_the_best_ones_after_a_stop(tmp_path, tiny, make_task, make_runtime):
+    """Embeddings and the head of a language model are one parameter with two names."""
+    task = make_task()
+
+    class Loss(Labels):
+        def terms(self, batch: Batch, totals: Totals, drawn: float) -> Iterator[Term]:
+            yield Term("mean", lambda: self.model(**batch.inputs).logits.square().mean())
+
+    evaluations = itertools.count()  # the first is the best
+
+    def fit(states=None, kill_at=None):
+        model = tiny("llama", head="causal")
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+        settings = TrainingSettings(STEPS, batch_size=8, lr=1e-2, warmup=0.2, weight_decay=0.01, clip=1.0)
+        train(
+            model,
+            Loss(model, kill_at),
+            task.train,
+            settings,
+            task=task,
+            runtime=make_runtime(),
+            stage="toy",
+            ledger=Ledger(),
+            progress=Silent(),
+            evaluate=lambda: -next(evaluations),
+            states=states,
+        )
+        return model.lm_head.weight
+
+    whole = fit()
+    path = tmp_path / "toy.safetensors"
+    evaluations = itertools.count()
+    with pytest.raises(Killed):
+        fit(States(path, minutes=0.0), kill_at=8)
+    assert torch.equal(fit(States(path, minutes=0.0)), whole)

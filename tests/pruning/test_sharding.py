@@ -1,7 +1,7 @@
 """A supernet whose layers are spread over processes (torch's FSDP2, gloo on a CPU) has the gradients of a whole one.
 
 FSDP gathers a layer's weights when the layer is called, so candidates slice whole weights; and it takes ``grad`` of
-these, where slices have added up theirs, to spread it again. Nothing in ``train`` uses it yet.
+these, where slices have added up theirs, to spread it again. A whole training: tests/distillation/test_sharding.py.
 """
 
 from __future__ import annotations

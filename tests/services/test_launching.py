@@ -26,13 +26,16 @@ def distilled(folder: Path) -> Record:
     return record
 
 
-def launch(*command: str) -> subprocess.CompletedProcess[str]:
+FSDP = ["-m", "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", *LAUNCH[3:]]
+
+
+def launch(*command: str, by: list[str] = LAUNCH) -> subprocess.CompletedProcess[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
     options = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", port]
     return subprocess.run(
-        [sys.executable, *LAUNCH, *options, "-m", "autodisc.cli", *command],
+        [sys.executable, *by, *options, "-m", "autodisc.cli", *command],
         capture_output=True,
         text=True,
         timeout=280,
@@ -49,10 +52,11 @@ def both(searched, tmp_path) -> tuple[Path, Path]:
     return folders
 
 
-def test_two_processes_have_the_losses_and_the_student_of_one(both):
+@pytest.mark.parametrize("by", [LAUNCH, FSDP], ids=["multi_gpu", "fsdp"])
+def test_two_processes_have_the_losses_and_the_student_of_one(both, by):
     one, two = both
     api.distill(one)
-    done = launch("distill", "--study", str(two), "--json")
+    done = launch("distill", "--study", str(two), "--json", by=by)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.splitlines()) == 1  # the first alone speaks
     ours, theirs = distilled(one), distilled(two)
@@ -81,3 +85,32 @@ def test_launched_processes_do_not_start_others(searched, config, tmp_path):
     assert done.returncode != 0
     assert "accelerate launch: shares a training's rows" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_search_in_shards_of_a_teacher_on_disk_chooses_what_one_process_does(config, searched, tmp_path):
+    import yaml
+
+    places = {"bert.embeddings": "cpu", "bert.encoder": "disk", "bert.pooler": "cpu"}
+    spread = config(teacher={"device_map": {**places, "dropout": "cpu", "classifier": "cpu"}})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(spread.model_dump(mode="json")))
+    line = ["search", "--config", str(tmp_path / "study.yaml"), "--out", str(tmp_path / "out"), "--json"]
+    done = launch(*line, by=FSDP)
+    assert done.returncode == 0, done.stderr
+    expected = latest(read_records([searched]), "search")
+    found = latest(read_records([tmp_path / "out"]), "search")
+    assert expected is not None
+    assert found is not None
+    for mine, theirs in zip(found.result["trials"], expected.result["trials"], strict=True):
+        assert mine["candidate"] == theirs["candidate"]
+        assert mine["metric"] == pytest.approx(theirs["metric"], abs=0.03)
+    ours, theirs = (load(folder / "supernet").state_dict() for folder in (tmp_path / "out", searched))
+    for name in ours:
+        np.testing.assert_allclose(ours[name].numpy(), theirs[name].numpy(), atol=2e-3, err_msg=name)
+
+
+def test_fsdps_first_version_is_refused_in_one_line(both):
+    first = [word if word != "2" or FSDP[i - 1] != "--fsdp_version" else "1" for i, word in enumerate(FSDP)]
+    done = launch("distill", "--study", str(both[0]), by=first)
+    assert done.returncode != 0
+    (said,) = {line for line in done.stderr.splitlines() if line.startswith("error: ")}  # of each process
+    assert said == "error: accelerate launch: got FSDP with fsdp_version=1; give --fsdp_version 2"
