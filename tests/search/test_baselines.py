@@ -155,11 +155,11 @@ def test_direct_takes_the_compute_of_a_mean_maxidisc_trial(candidates, tiny, ran
     workshop = make_workshop(task)
     student = candidate(ranking, 0.9)
     distilled = distill_direct(teacher, ranking, candidates, student, CONFIG, workshop)
-    # Scales .7 .5 .3 and .1. From .7: (.7 + .1 + (.5 + .3) / 2) + (.1 + .5 + .3); from .5: (.5 + .1 + .3) + (.1 + .3);
-    # from .3: (.3 + .1) + .1. The student alone costs .1 a step.
-    ratio = ((0.7 + 0.1 + 0.4 + 0.9) + (0.9 + 0.4) + 0.5) / 3 / 0.1
+    # Scales .7 .5 .3 and .1. A pass of the sandwich from .7: .7 + .1 + (.5 + .3) / 2; from .5: .5 + .1 + .3; from .3:
+    # .3 + .1; and four of the student alone, .1 each.
+    ratio = ((0.7 + 0.1 + 0.4) + 0.9 + 0.4 + 3 * 4 * 0.1) / 3 / 0.1
     steps = round(steps_for(task.train, 16, 1) * ratio)
-    assert steps == 39
+    assert steps == 37
     assert workshop.curves["teacher to student"][-1]["step"] == steps
     assert distilled.candidate == student
 
@@ -171,8 +171,9 @@ def test_a_student_of_another_architecture_stands_in_no_sandwich_of_that_mean_tr
     ranking = random_ranking(teacher)
     task = make_task(train=48)
     workshop, student = make_workshop(task), candidate(ranking, 0.9)
-    distill_direct(teacher, ranking, candidates, student, CONFIG, workshop, into)
-    ratio = ((0.7 + 0.1 + 0.4 + 0.1) + (0.5 + 0.1 + 0.3 + 0.1) + (0.3 + 0.1 + 0.1)) / 3 / 0.1
+    config = CONFIG.model_copy(update={"student_sandwich_size": 3})
+    distill_direct(teacher, ranking, candidates, student, config, workshop, into)
+    ratio = ((0.7 + 0.1 + 0.4) + 0.9 + 0.4 + 3 * 4 * 0.1) / 3 / 0.1
     assert workshop.curves["teacher to student"][-1]["step"] == round(steps_for(task.train, 16, 1) * ratio)
 
 
