@@ -4,7 +4,8 @@
 
 As released: every sentence padded to 128 tokens, fp32, the teacher run again in every step, every candidate trained in
 every step, one step a batch of 16, an evaluation of all candidates every half epoch, both sandwiches. Its steps are all
-alike, so ``--steps`` of each kind are timed, by turns, and multiplied out; ours is run whole: search and distillation.
+alike, so ``--steps`` of each kind are timed, by turns, and multiplied out; ours is run whole: search and distillation,
+with as many epochs in each phase as theirs.
 The assistant of its second sandwich is the one that our search chose.
 """
 
@@ -126,7 +127,7 @@ def main() -> None:
             {
                 "task": {"name": options.task, "data": options.data, "limit_train": options.limit_train},
                 "teacher": {"model": options.teacher},
-                "distillation": {"epochs": options.epochs},
+                "distillation": {"epochs": options.epochs, "student_epochs": options.epochs},
                 "cache": {"dir": f"{folder}/cache"},
                 "runtime": {"seed": options.seed, "threads": options.threads},
             }
