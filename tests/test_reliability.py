@@ -293,7 +293,7 @@ def test_a_recovery_whose_loss_stays_nan_ends_in_one_line(config, tmp_path, tabl
 def lose_once(monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> dict[str, int]:
     from autodisc.distillation import sandwich
 
-    real, seen = sandwich.distillation_loss, {"calls": 0, "bad": 0}
+    real, seen = sandwich.mean_loss, {"calls": 0, "bad": 0}
 
     def loss(*arguments: Any, **named: Any) -> torch.Tensor:
         seen["calls"] += 1
@@ -303,7 +303,7 @@ def lose_once(monkeypatch: pytest.MonkeyPatch, *, times: int = 1) -> dict[str, i
             return value * float("nan")
         return value
 
-    monkeypatch.setattr(sandwich, "distillation_loss", loss)
+    monkeypatch.setattr(sandwich, "mean_loss", loss)
     return seen
 
 
@@ -328,7 +328,7 @@ def without_gradient(loss: torch.Tensor) -> torch.Tensor:
 def test_a_gradient_that_is_nan_once_sends_a_recovery_back(config, tmp_path, table, monkeypatch, make_listener):
     from autodisc.distillation import sandwich
 
-    not_finite(monkeypatch, sandwich, "distillation_loss", without_gradient, call=8)
+    not_finite(monkeypatch, sandwich, "mean_loss", without_gradient, call=8)
     listener = make_listener()
     found = api.search(config(runtime={"checkpoint_minutes": 0}), tmp_path / "study", progress=listener)
     (said,) = (text for text in listener.said if "gradient" in text)
@@ -394,14 +394,14 @@ def test_a_batch_without_a_label_adds_nothing_and_is_not_nan(table):
 def test_short_memory_is_said_once_and_the_training_goes_on(config, tmp_path, table, monkeypatch, make_listener):
     from autodisc.distillation import sandwich
 
-    real = sandwich.distillation_loss
+    real = sandwich.mean_loss
 
     def loss(logits: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
         if len(logits) > 20:
             raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate memory: you")
         return real(logits, *arguments, **named)
 
-    monkeypatch.setattr(sandwich, "distillation_loss", loss)
+    monkeypatch.setattr(sandwich, "mean_loss", loss)
     listener = make_listener()
     found = api.search(config(), tmp_path / "study", progress=listener)
     said = [text for text in listener.said if "memory" in text]
