@@ -382,7 +382,7 @@ SETTINGS: dict[str, Any] = {
         "importance": {"examples": 32},
         "recovery": {"steps": 12, "lr": 3e-3},
     },
-    "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
+    "distillation": {"epochs": 1, "student_epochs": 1, "batch_size": 32, "lr": 3e-3},
     "runtime": {"threads": 1, "precision": "fp32"},
 }
 

@@ -48,7 +48,7 @@ def study(furnished, tiny, word_tokenizer, tmp_path):
                 "importance": {"examples": 32},
                 "recovery": {"steps": 6, "lr": 3e-3},
             },
-            "distillation": {"epochs": 3, "batch_size": 32, "lr": 3e-3},
+            "distillation": {"epochs": 3, "student_epochs": 3, "batch_size": 32, "lr": 3e-3},
             "runtime": {"threads": 1, "precision": "fp32", **changes},
         }
 

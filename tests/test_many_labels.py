@@ -37,7 +37,7 @@ SEARCH = {
     "importance": {"examples": 32, "rounds": 2},
     "recovery": {"steps": 12, "lr": 3e-3},
 }
-DISTILLATION = {"epochs": 1, "batch_size": 16, "lr": 3e-3}
+DISTILLATION = {"epochs": 1, "student_epochs": 1, "batch_size": 16, "lr": 3e-3}
 
 
 def sentence(rng: random.Random) -> list[tuple[str, str]]:

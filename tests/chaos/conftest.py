@@ -39,7 +39,7 @@ STUDY = {
         "importance": {"examples": 16, "rounds": 2},
         "recovery": {"steps": 12, "lr": 3e-3},
     },
-    "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
+    "distillation": {"epochs": 1, "student_epochs": 1, "batch_size": 32, "lr": 3e-3},
     "runtime": {"threads": 1, "precision": "fp32", "device": "cpu"},
 }
 WEIGHTS = (

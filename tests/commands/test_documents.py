@@ -33,6 +33,7 @@ TINY = {
     "search.recovery.lr": "0.003",
     "search.recovery.steps": "30",
     "distillation.epochs": "1",
+    "distillation.student_epochs": "1",
     "runtime.precision": "fp32",
 }
 

@@ -44,7 +44,7 @@ CHAIN = (
     Candidate(0.5, (3, 1, 2), (16, 8, 24)),
     Candidate(0.75, (1, 0, 2), (8, 16, 0)),  # a layer without heads, one without neurons
 )
-SETTINGS = DistillationConfig(epochs=1, batch_size=8, lr=1e-3, accumulation=2)
+SETTINGS = DistillationConfig(epochs=1, student_epochs=1, batch_size=8, lr=1e-3, accumulation=2)
 ENVIRONMENT = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": str(PROCESSES)}
 
 

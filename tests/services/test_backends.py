@@ -45,7 +45,7 @@ def test_a_comparison_s_cells_are_computed_on_a_cluster(backend, furnished, tmp_
     values = {
         "name": "toy",
         "search": {"sparsities": [0.25, 0.5], "margin": 0.0, "importance": {"examples": 32}, "recovery": {"steps": 4}},
-        "distillation": {"epochs": 1, "batch_size": 32, "lr": 3e-3},
+        "distillation": {"epochs": 1, "student_epochs": 1, "batch_size": 32, "lr": 3e-3},
         "runtime": {"threads": 1, "precision": "fp32"},
         "cache": {"dir": str(tmp_path / "cache")},
         "compare": {
