@@ -3,7 +3,8 @@
 # make screenshots: the README's pictures, from a study that is made for them.
 # make docs: the documentation as a site in build/docs. make figures: its figures and tables, from committed records.
 # make test-all: the slow tests too, which install other environments; minutes more.
-# make test-services: workers on a PostgreSQL server, cells on Dask and Ray; what is not installed is skipped.
+# make test-services: workers on a PostgreSQL server, cells on Dask and Ray, processes that hold shards; what is not
+#   installed is skipped.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,9 +15,9 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
 
-# A file's tests share fixtures, so a file stays on one core; a model is too small for a second thread.
+# What shares fixtures stays on one core (tests/conftest.py); a model is too small for a second thread.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'

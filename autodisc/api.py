@@ -181,7 +181,8 @@ def distill(
             schedule = distill_sandwich(
                 space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
             )
-            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder)
+            told = finished.searched.result["teacher"]["metric"]
+            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder, told)
             result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in schedule.between]
             result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
             space.record(study, "distill", "autodisc", result)
@@ -251,7 +252,10 @@ def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool =
     return found
 
 
-def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled, folder: Path) -> dict[str, Any]:
+def _distilled_result(
+    space: Workspace, assistant: Distilled, student: Distilled, folder: Path, teachers_metric: float
+) -> dict[str, Any]:
+    """Metrics, sizes and folders of all three; ``teachers_metric`` is on validation, as the search found it."""
     task = space.task
     with space.ledger.stage("final evaluation"):
         answers, final = _final_answers(space, student.model)
@@ -264,7 +268,7 @@ def _distilled_result(space: Workspace, assistant: Distilled, student: Distilled
     known = ("metric", "standard_error", "confusion")
     teacher: dict[str, Any] = {
         **{name: value for name, value in finals["teacher"].items() if name in known},
-        "validation_metric": space.evaluate(space.teacher, task.validation)["metric"],
+        "validation_metric": teachers_metric,
         **size(space.teacher),
     }
     return {

@@ -5,7 +5,8 @@
 As released: every sentence padded to 128 tokens, fp32, the teacher run again in every step, every candidate trained in
 every step, one step a batch of 16, an evaluation of all candidates every half epoch, both sandwiches. Its steps are all
 alike, so ``--steps`` of each kind are timed, by turns, and multiplied out; ours is run whole: search and distillation,
-with as many epochs in each phase as theirs.
+with as many epochs in each phase as theirs. What a distillation takes beside its phases, for metrics on the test split
+and for model cards, stands apart: theirs has none of it, and the ratio is given without and with it.
 The assistant of its second sandwich is the one that our search chose.
 """
 
@@ -35,6 +36,8 @@ from autodisc.workspace import Workspace, open_workspace
 
 BATCH, LENGTH = 16, 128
 EVALUATIONS = 2  # an epoch
+FINAL = "final evaluation"  # a stage of ours
+REPORTED = "test metrics, model cards"  # of teacher, assistant and student: what the released code has none of
 
 
 def padded(space: Workspace, split: Split, batch_size: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -91,6 +94,12 @@ def timed(work: Any) -> float:
     return time.perf_counter() - since
 
 
+def told_s(distilled: dict[str, Any], seconds: float) -> float:
+    """Of a distillation's seconds those that its phases did not take: what the report and the model cards say."""
+    stages = distilled["cost"]["stages"]
+    return seconds - sum(cost["seconds"] for name, cost in stages.items() if name != FINAL)
+
+
 def as_released(space: Workspace, chosen: float, epochs: int, steps: int) -> dict[str, float]:
     """Seconds of both sandwiches by kind of work, multiplied out from ``steps`` of each."""
     nested = [*space.candidates.values(), space.student]
@@ -134,18 +143,21 @@ def main() -> None:
         )
         out = Path(folder) / "study"
         ours = {"search": timed(lambda: api.search(config, out)), "distillation": timed(lambda: api.distill(out))}
+        told = told_s(api.distill(out), ours["distillation"])
+        ours |= {"distillation": ours["distillation"] - told, REPORTED: told}
         result = api.search(config, out)
         space = open_workspace(
             config.model_copy(update={"runtime": config.runtime.model_copy(update={"precision": "fp32"})})
         )
         theirs = as_released(space, result["best"]["sparsity"], options.epochs, options.steps)
-    total = sum(theirs.values())
+    total, spent = sum(theirs.values()), sum(ours.values())
     rows: list[dict[str, Any]] = [
         {"what": f"{who}: {name}", "seconds": value, "of released": value / total}
         for who, parts in (("released", theirs), ("ours", ours))
         for name, value in parts.items()
     ]
-    rows.append({"what": "released / ours", "seconds": total / sum(ours.values()), "of released": 1.0})
+    rows.append({"what": "released / ours", "seconds": total / (spent - told), "of released": 1.0})
+    rows.append({"what": f"released / ours, with {REPORTED}", "seconds": total / spent, "of released": 1.0})
     publish(
         f"released-{options.task}",
         rows,

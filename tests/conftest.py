@@ -11,6 +11,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported
 
 import contextlib
 import csv
+import gc
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -60,6 +61,7 @@ from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split, Task
 from autodisc.tasks.metrics import METRICS
 
+TESTS = Path(__file__).parent
 VOCABULARY = 60
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *(f"w{i}" for i in range(VOCABULARY - 6))]
 BERT_LIKE = {
@@ -153,9 +155,23 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests share fixtures, those of comparisons a whole run: each such group stays on one core."""
+    for item in items:
+        group = item.path.parent if item.path.parent.name == "comparison" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(TESTS))))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settled_heap() -> None:
+    """What is imported by now is not looked through again by each full collection: a tenth of a run."""
+    gc.collect(1)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

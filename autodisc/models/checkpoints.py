@@ -42,6 +42,7 @@ from autodisc.models.modeling_autodisc import (
     FolderError,
     Kept,
     adopt,
+    align,
     head_of,
     plain_class,
     pruned_class,
@@ -137,6 +138,7 @@ def load_model(
             f"{name}: not a {FINE_TUNED[head]}, its weights lack {', '.join(fresh[:3])}. Run 'autodisc finetune' first."
         )
     opened: PreTrainedModel = _dequantised(model, head).to(dtype) if of_gguf else model  # type: ignore[arg-type]
+    align(opened)
     if device_map is not None:
         opened = settle(opened, home or torch.device("cpu"))
     return opened.eval()

@@ -35,6 +35,7 @@ CONFIG, WEIGHTS, CODE = "config.json", "model.safetensors", "modeling_autodisc.p
 CODES = (CODE, "blocks_autodisc.py", "layouts_autodisc.py")  # what travels
 # Says who wrote the file, and computes nothing. ``dtype`` is not among them: from_pretrained loads as it says.
 VOLATILE = ("transformers_version", "_name_or_path", "_commit_hash")
+ALIGNMENT = 64  # bytes, of all that torch allocates
 HUB = ("cache_dir", "proxies", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -148,6 +149,7 @@ class Pruned(PreTrainedModel):
                 raise FolderError(
                     f"{WEIGHTS}: does not fit {CONFIG}: {kind.replace('_', ' ')} {', '.join(keys[:3])[:200]}{more}"
                 )
+        align(loaded[0])
         return loaded if output_loading_info else loaded[0]
 
     def save_pretrained(  # type: ignore[override]
@@ -165,6 +167,16 @@ class Pruned(PreTrainedModel):
             seal(save_directory, (WEIGHTS, *CODES))
         if push_to_hub:  # saves again, elsewhere, and uploads that
             PreTrainedModel.push_to_hub(self, kwargs.pop("repo_id", None) or Path(save_directory).name, **kwargs)
+
+
+def align(model: nn.Module) -> None:
+    """Move weights that a file's mapping has off a boundary to where torch would have put them.
+
+    Kernels of some processors round otherwise there: a loaded model would not have exactly the saved logits.
+    """
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        if not tensor.is_meta and tensor.device.type == "cpu" and tensor.data_ptr() % ALIGNMENT:
+            tensor.data = tensor.data.clone()
 
 
 @functools.cache

@@ -13,11 +13,11 @@ from autodisc.reporting.records import read_records
 KILLED = -9
 
 
-def test_a_job_killed_five_times_ends_as_one_that_was_not(run, make_job, whole, assert_same):
+def test_a_job_killed_three_times_ends_as_one_that_was_not(run, make_job, whole, assert_same):
     folder, moments = whole(0.0)
     job, generator, kills = make_job(run, "killed", 0.0), random.Random(7), 0
-    for _ in range(5):
-        ran = job(die_at=generator.randrange(1, moments // 5))
+    for _ in range(3):
+        ran = job(die_at=generator.randrange(1, moments // 3))
         assert ran["code"] == KILLED
         kills += 1
     ran = job()

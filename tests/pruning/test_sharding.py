@@ -1,7 +1,7 @@
 """A supernet whose layers are spread over processes (torch's FSDP2, gloo on a CPU) has the gradients of a whole one.
 
 FSDP gathers a layer's weights when the layer is called, so candidates slice whole weights; and it takes ``grad`` of
-these, where slices have added up theirs, to spread it again. A whole training: tests/distillation/test_sharding.py.
+these, where slices have added up theirs, to spread it again. A whole training: tests/services/test_sharding.py.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ def compare(rank: int, cases: list[Case], store: str) -> None:
                 torch.testing.assert_close(
                     found.grad.full_tensor(), expected.grad, rtol=1e-4, atol=1e-4 * scale + 1e-6, msg=name
                 )
+    dist.barrier()  # who leaves while the other still talks may abort it
     dist.destroy_process_group()
 
 

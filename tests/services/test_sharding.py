@@ -288,6 +288,7 @@ def in_each(rank: int, folder: Path, port: int) -> None:
     found["fine-tuned"] = weights(teacher)
     found["teachers"] = {family: fingerprint(model) for family, (model, _) in given["models"].items()}
     (folder / f"found-{rank}").write_bytes(pickle.dumps(found))
+    dist.barrier()  # who leaves while the other still talks may abort it
     dist.destroy_process_group()
 
 
