@@ -23,7 +23,7 @@ test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'
 
 test-services: $(VENV)/.services
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services tests/comparison tests/distillation
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser

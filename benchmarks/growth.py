@@ -5,7 +5,7 @@
 
 Random weights, random words, few steps. Every point is a search in a fresh process, so that its peak memory is its own;
 what a sweep does not change stands in ``Point``. The steps of the recovery and the rows of the importance are fixed;
-validation is a tenth of train. An exponent is the slope of log(value) over log(x), by least squares: 1 is linear.
+validation is a tenth of train, at most ``VALIDATION`` rows: what a trial takes for one, ``trials s`` says. An exponent is the slope of log(value) over log(x), by least squares: 1 is linear.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from autodisc.models.checkpoints import save_model
 from autodisc.runtime import make_runtime, seeded
 
 VOCABULARY = 4000
+VALIDATION = 10_000
 # (layers, hidden size) by millions of parameters, embeddings included; 64 channels a head, 4 neurons a channel.
 MODELS = {4: (4, 256), 13: (6, 384), 28: (8, 512), 89: (12, 768), 207: (16, 1024), 409: (32, 1024)}
 MEASURES = ("seconds", "importance s", "recovery s", "trials s", "TFLOPs", "peak MiB")
@@ -136,7 +137,7 @@ def _tokenizer(words: list[str]) -> Tokenizer:
 def _write_data(folder: Path, words: list[str], point: Point) -> None:
     generator = np.random.default_rng(point.seed)
     folder.mkdir()
-    for split, count in (("train", point.rows), ("validation", point.rows // 10), ("test", 64)):
+    for split, count in (("train", point.rows), ("validation", min(point.rows // 10, VALIDATION)), ("test", 64)):
         with (folder / f"{split}.csv").open("w", newline="") as file:
             table = csv.writer(file)
             table.writerow(["sentence", "label"])

@@ -73,7 +73,11 @@ def test_workers_share_the_trials_of_a_search_and_its_cost_is_the_sum(shared, ma
         api.search(settings, out, progress=make_listener("trials", after=4))
     assert 0 < sum(trial.state is TrialState.COMPLETE for trial in opened(out).trials) < len(grid)
     supernet = (out / "supernet" / "model.safetensors").stat().st_mtime_ns
-    both = [worker(out), worker(out)]
+    slow = (
+        "import time, autodisc.search.assistants as a; f = a.evaluate; "
+        "a.evaluate = lambda *b, **c: time.sleep(1) or f(*b, **c)"
+    )
+    both = [worker(out, slow), worker(out, slow)]  # so that the second comes before the first has done it all
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     ended = [json.loads(out.splitlines()[-1]) for out, _ in said]

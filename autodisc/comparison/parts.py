@@ -51,8 +51,9 @@ def on_a_part(
 
 def _scores(cell: Recorded, group: Group, rows: np.ndarray) -> list[Score]:
     metric, labels = METRICS[cell.values["data"]["metric"]], cell.labels[rows]
-    floor = metric.floor(labels)
+    said = cell.predictions[:, rows]
+    floor, values = metric.floor(labels), metric.each(said, np.broadcast_to(labels, (len(said), *labels.shape)))
     return [
-        Score(sparsity, metric.score(own, labels), floor, metric.standard_error(own, labels, group.seed))
-        for sparsity, own in zip(group.grid, cell.predictions[:, rows], strict=True)
+        Score(sparsity, float(value), floor, metric.standard_error(own, labels, group.seed))
+        for sparsity, value, own in zip(group.grid, values, said, strict=True)
     ]

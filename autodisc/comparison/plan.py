@@ -24,15 +24,19 @@ def kinds(config: ComparisonConfig, grid: Iterable[float]) -> list[str]:
 
 
 def all_cells(config: ComparisonConfig, out: Path) -> list[Cell]:
-    """Every cell of the comparison, shared ones included, in the order of the configuration."""
+    """Every cell of the comparison, shared ones included: each task's first seed, then each one's second, and so on, so
+    that what is there at any time says something of every task."""
+    groups = [
+        (number, entry.label, student, seed)
+        for entry in config.compare.tasks
+        for student in config.students_of(entry)
+        for number, seed in enumerate(config.seeds_of(entry))
+    ]
     found: dict[Cell, None] = {}
-    for entry in config.compare.tasks:
-        for student in config.students_of(entry):
-            for seed in config.seeds_of(entry):
-                found[Cell(entry.label, seed, None, SHARED)] = None
-                key = Cell(entry.label, seed, student, "")
-                grid = config.study(key, teachers(out)).assistant_sparsities
-                found |= dict.fromkeys(Cell(entry.label, seed, student, kind) for kind in kinds(config, grid))
+    for _, label, student, seed in sorted(groups, key=lambda group: group[0]):
+        found[Cell(label, seed, None, SHARED)] = None
+        grid = config.study(Cell(label, seed, student, ""), teachers(out)).assistant_sparsities
+        found |= dict.fromkeys(Cell(label, seed, student, kind) for kind in kinds(config, grid))
     return list(found)
 
 

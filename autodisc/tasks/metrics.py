@@ -89,7 +89,8 @@ class ExampleMetric:
         if self.kind == "regression" or self.name == "matthews":  # any will do
             return np.full_like(labels, labels[0])
         # A class that no label has scores below one that some label has, so the labels' own suffice.
-        return max((np.full_like(labels, c) for c in np.unique(labels)), key=lambda same: self.score(same, labels))
+        constants = (np.full_like(labels, c) for c in np.unique(labels))
+        return max(constants, key=lambda same: self.each(same[None], labels[None])[0])
 
     def floor(self, labels: np.ndarray) -> float:
         return self.score(self.constant(labels), labels)

@@ -63,6 +63,8 @@ def test_a_task_may_bring_seeds_and_students_of_its_own(settings, entry, tmp_pat
     found = {(cell.task, cell.seed, cell.student) for cell in all_cells(config, tmp_path)}
     own = {("mine", 0, 0.9), ("mine", 1, 0.9), ("mine", 5, 0.95), ("again", 7, 0.9)}
     assert found == own | {(task, seed, None) for task, seed, _ in own}
+    students = [(cell.task, cell.seed) for cell in all_cells(config, tmp_path) if cell.student is not None]
+    assert students == [("mine", 0), ("mine", 5), ("again", 7), ("mine", 1)]  # first seeds first
 
 
 def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp_path):

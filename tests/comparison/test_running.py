@@ -64,6 +64,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied
         assert ours == theirs
 
 
+@pytest.mark.services  # processes of its own: half a minute
 def test_two_processes_compute_what_one_does(config, copied, tmp_path):
     settings = config(compare={"strategies": ["autodisc", "direct"], "seeds": [0]})
     assert run(settings, tmp_path / "new", jobs=2) == 0

@@ -161,6 +161,7 @@ def test_it_is_exported_with_its_own_tokenizer(config, narrow, tmp_path):
     assert json.loads((tmp_path / "onnx" / "onnx.json").read_text())["inputs"] == ["input_ids", "attention_mask"]
 
 
+@pytest.mark.services  # processes of its own
 def test_two_processes_make_what_one_makes(config, narrow, tmp_path):
     results = []
     for jobs in (1, 2):
