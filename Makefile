@@ -8,7 +8,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: most never are, and compiling all takes half of the installation.
+INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-all test-services test-browser screenshots docs figures style bench clean
 
@@ -23,7 +24,7 @@ test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'
 
 test-services: $(VENV)/.services
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services tests/comparison tests/distillation
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services tests/comparison tests/distillation tests/search
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser

@@ -5,7 +5,8 @@
 
 Random weights, random words, few steps. Every point is a search in a fresh process, so that its peak memory is its own;
 what a sweep does not change stands in ``Point``. The steps of the recovery and the rows of the importance are fixed;
-validation is a tenth of train, at most ``VALIDATION`` rows: what a trial takes for one, ``trials s`` says. An exponent is the slope of log(value) over log(x), by least squares: 1 is linear.
+validation is a tenth of train, at most ``VALIDATION`` rows, of which ``trials s`` are. An exponent is the slope of
+log(value) over log(x), by least squares: 1 is linear.
 """
 
 from __future__ import annotations

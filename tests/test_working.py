@@ -75,7 +75,7 @@ def test_workers_share_the_trials_of_a_search_and_its_cost_is_the_sum(shared, ma
     supernet = (out / "supernet" / "model.safetensors").stat().st_mtime_ns
     slow = (
         "import time, autodisc.search.assistants as a; f = a.evaluate; "
-        "a.evaluate = lambda *b, **c: time.sleep(1) or f(*b, **c)"
+        "a.evaluate = lambda *b, **c: time.sleep(0.5) or f(*b, **c)"
     )
     both = [worker(out, slow), worker(out, slow)]  # so that the second comes before the first has done it all
     said = [process.communicate() for process in both]

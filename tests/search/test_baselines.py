@@ -84,6 +84,7 @@ def test_an_interrupted_baseline_runs_only_what_is_left(bench, maxidisc, candida
     assert numbers == [(row["sparsity"], row["assistant_metric"], row["student_metric"]) for row in whole["trials"]]
 
 
+@pytest.mark.services  # processes of its own
 def test_two_processes_make_what_one_makes_and_what_fails_fails_alone(
     bench, maxidisc, candidates, make_runtime, same_weights
 ):

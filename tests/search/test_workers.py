@@ -84,6 +84,7 @@ def test_cuts_are_made_once_share_the_teachers_embeddings_and_are_let_go(bench, 
     assert not cuts.made
 
 
+@pytest.mark.services  # processes of its own
 def test_cuts_go_to_another_process_with_what_it_needs(two_threads, tiny, random_ranking, parts, make_listener):
     teacher = tiny()
     workshop = replace(two_threads.workshop, progress=make_listener())
