@@ -8,23 +8,24 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported: most never are, and compiling all takes half of the installation.
+# Compiled on all cores afterwards: pip does it on one, for half of the installation's time.
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
+# What shares fixtures stays on one core (tests/conftest.py); a model is too small for a second thread.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: demo test test-all test-services test-browser screenshots docs figures style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
 
-# What shares fixtures stays on one core (tests/conftest.py); a model is too small for a second thread.
 test: $(VENV)/.test
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: $(VENV)/.test
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'
 
 test-services: $(VENV)/.services
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m services -rs tests/services tests/comparison tests/distillation tests/search
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m services -rs tests/services tests/comparison tests/distillation tests/search
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser
@@ -64,6 +65,7 @@ $(VENV)/.style: extras = style
 $(VENV)/.demo $(VENV)/.test $(VENV)/.services $(VENV)/.browser $(VENV)/.docs $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold files for other Pythons
 	@touch $@
 
 $(VENV)/bin/python:
