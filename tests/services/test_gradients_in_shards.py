@@ -6,6 +6,7 @@ these, where slices have added up theirs, to spread it again. A whole training: 
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -17,6 +18,7 @@ from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.pruning.surgery import own_memory
 
+pytestmark = pytest.mark.timeout(900)  # processes, beside those of other tests
 PROCESSES = 2
 Case = tuple[object, Ranking, tuple[Candidate, ...], bool]
 

@@ -16,6 +16,7 @@ from autodisc import api
 from autodisc.models.checkpoints import load
 from autodisc.reporting.records import Record, latest, read_records
 
+pytestmark = pytest.mark.timeout(900)  # processes, beside those of other tests
 # --multi_gpu is how accelerate says several processes; with --cpu it starts one, whatever their number (1.15).
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
 
@@ -38,7 +39,7 @@ def launch(*command: str, by: list[str] = LAUNCH) -> subprocess.CompletedProcess
         [sys.executable, *by, *options, "-m", "autodisc.cli", *command],
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=800,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 

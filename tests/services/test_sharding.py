@@ -37,6 +37,7 @@ from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.workers import opened, packed
 from autodisc.tasks.batches import batches
 
+pytestmark = pytest.mark.timeout(900)  # processes, beside those of other tests
 PROCESSES = 2
 FAMILIES = ("bert", "llama", "t5")  # written out; tied, of groups; a bias of all layers
 CHAIN = (
