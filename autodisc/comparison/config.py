@@ -84,6 +84,9 @@ class CompareSection(Section):
     searches: dict[str, dict[str, Any]] = Field(
         {}, description="More searches for fidelity and frontier: name, then what of `search` it sets otherwise."
     )
+    searched_seeds: int | None = Field(
+        None, ge=1, description="How many of each task's seeds, from the first, `searches` are run with; none: all."
+    )
     tpe_trials: int | None = Field(None, ge=1, description="Of maxidisc-tpe; none: half of the assistants, rounded up.")
     jobs: int = Field(1, ge=1, description="Processes, each of which computes one cell at a time.")
     backend: Backend = Field("loky", description="Where they run.")

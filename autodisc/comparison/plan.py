@@ -14,10 +14,12 @@ CHAINS = {
 }  # what needs a search's weights
 
 
-def kinds(config: ComparisonConfig, grid: Iterable[float]) -> list[str]:
-    """Every kind of cell that the strategies and searches need, the dearest chains first."""
+def kinds(config: ComparisonConfig, grid: Iterable[float], *, number: int = 0) -> list[str]:
+    """Every kind of cell that the strategies and searches need with a task's seed of that number, the dearest chains
+    first."""
     needed = {kind for name in config.compare.strategies for kind in NEEDS[name]}
-    searches = [f"search-{name}" for name in config.searches]
+    limit, more = config.compare.searched_seeds, config.compare.searches
+    searches = [f"search-{name}" for name in config.searches if name not in more or limit is None or number < limit]
     chained = [kind for search in searches for kind in CHAINS.get(search, ()) if kind in needed]
     every = [assistant(sparsity) for sparsity in grid] if "*" in needed else []
     return [*searches, *chained, *(kind for kind in ("released", "direct") if kind in needed), *every]
@@ -33,10 +35,10 @@ def all_cells(config: ComparisonConfig, out: Path) -> list[Cell]:
         for number, seed in enumerate(config.seeds_of(entry))
     ]
     found: dict[Cell, None] = {}
-    for _, label, student, seed in sorted(groups, key=lambda group: group[0]):
+    for number, label, student, seed in sorted(groups, key=lambda group: group[0]):
         found[Cell(label, seed, None, SHARED)] = None
         grid = config.study(Cell(label, seed, student, ""), teachers(out)).assistant_sparsities
-        found |= dict.fromkeys(Cell(label, seed, student, kind) for kind in kinds(config, grid))
+        found |= dict.fromkeys(Cell(label, seed, student, kind) for kind in kinds(config, grid, number=number))
     return list(found)
 
 
