@@ -53,7 +53,8 @@ from autodisc.tasks.data import Split
 from autodisc.workspace import SET_UP, Workspace
 
 IMPORTANCE, RECOVERY = "importance", "recovery"
-KERNEL_MIB = 0.8  # of a compiled kernel, as measured (benchmarks/README.md)
+KERNEL_SHAPES, KERNEL_WIDTH = 32, 256  # of the linear whose kernels' memory is measured
+LEAST_KERNEL_MIB = 0.1  # so that noise, where a library keeps nothing, is not taken for a lack of room
 SHORT = 0.3  # where in the order by length the shorter of the two measured batches starts
 REFIT_ROWS = 64
 MIB, GIB = 2**20, 2**30
@@ -65,7 +66,7 @@ def predict_search(space: Workspace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="autodisc-") as folder, _settled_heap():
         bench = _Bench(space, Path(folder))
         passes = list(bench.passes())
-    capacity = int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")) * KERNEL_MIB
+        capacity = int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")) * bench.kernel_mib()
     stages = {SET_UP: space.ledger.stages[SET_UP], **multiply_out(passes, Kernels(capacity))}
     total = Cost()
     for name, cost in stages.items():
@@ -106,6 +107,23 @@ class _Bench:
         if self.config.search.scorer == "recovered":
             yield from self.recovery()
         yield from self.trials()
+
+    def kernel_mib(self) -> float:
+        """Memory of a kernel that the matrix library compiles for a shape: the mean of a linear's three, forward and
+        backward. A processor with AMX takes .8 MiB, one with AVX-512 half of it."""
+        weight = torch.ones(KERNEL_WIDTH, KERNEL_WIDTH, device=self.runtime.device, requires_grad=True)
+
+        def step(rows: int) -> None:
+            entering = torch.ones(rows, KERNEL_WIDTH, device=self.runtime.device, requires_grad=True)
+            with self.runtime.autocast():
+                left = torch.nn.functional.linear(entering, weight)
+            left.float().sum().backward()
+
+        step(1)
+        before_mib = _resident_mib()
+        for rows in range(2, 2 + KERNEL_SHAPES):
+            step(rows)
+        return max(LEAST_KERNEL_MIB, (_resident_mib() - before_mib) / (3 * KERNEL_SHAPES))
 
     def importance(self) -> Iterator[Pass]:
         settings = self.config.search.importance
