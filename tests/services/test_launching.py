@@ -106,6 +106,8 @@ def test_a_search_in_shards_of_a_teacher_on_disk_chooses_what_one_process_does(c
         assert mine["metric"] == pytest.approx(theirs["metric"], abs=0.03)
     ours, theirs = (load(folder / "supernet").state_dict() for folder in (tmp_path / "out", searched))
     for name in ours:
+        if name.endswith("key.bias"):  # softmax undoes it: Adam steps on noise
+            continue
         np.testing.assert_allclose(ours[name].numpy(), theirs[name].numpy(), atol=2e-3, err_msg=name)
 
 
