@@ -203,10 +203,11 @@ class _Bench:
                         seen[part] = kept
                     yield from (Pass(RECOVERY, (RECOVERY, c), rates, c.scale, (len(part), T)) for c in drawn)
                 left -= 1
-        self.disk[TEACHER_OUTPUTS] = int(train_split.lengths[seen].sum()) * outputs.token_bytes
+        read = int(train_split.lengths[seen].sum()) * outputs.token_bytes
+        self.disk[TEACHER_OUTPUTS] = kept * train_split.tokens * outputs.token_bytes  # allotted whole
         self.disk[RECOVERY] = 4 * sum(p.numel() for p in supernet.model.parameters())
         for stage in (RECOVERY, TEACHER_OUTPUTS):  # its pages stay in memory
-            self.more_mib[stage] += self.disk[TEACHER_OUTPUTS] / MIB
+            self.more_mib[stage] += read / MIB
         self.more_mib[TEACHER_OUTPUTS] = self.more_mib[RECOVERY]  # the teacher runs while all of a step is in memory
 
     def trials(self) -> Iterator[Pass]:

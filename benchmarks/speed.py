@@ -91,8 +91,8 @@ class Bench:
     def tokenise(self) -> Stage:
         assert self.space is not None
         config, tokenizer, own = self.space.config.task, self.space.tokenizer, self.workshop.progress
-        raw = sources.read_splits(config, self._new_folder(), own)
-        names = columns.text_columns(config, raw["train"])
+        raw = sources.read_splits(config, self.space.task.kind, self._new_folder(), own)
+        names = columns.text_columns(config, raw["train"].column_names)
         texts = [
             [list(c) for c in zip(*columns.read_texts(rows, split, names), strict=True)] for split, rows in raw.items()
         ]

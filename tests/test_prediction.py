@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,8 @@ def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(va
         assert predicted["stages"][name]["flops"] == pytest.approx(cost["flops"], rel=0.25), name
     if search is RECOVERED:
         supernet = (tmp_path / "run/supernet/model.safetensors").stat().st_size
+        outputs = max(path.stat().st_size for path in Path(values["cache"]["dir"]).rglob("hidden.*"))
+        assert predicted["stages"]["teacher outputs"]["disk_gib"] * 2**30 == pytest.approx(outputs, rel=0.25)
         assert predicted["stages"]["recovery"]["disk_gib"] * 2**30 == pytest.approx(supernet, rel=0.25)
 
 
