@@ -75,8 +75,8 @@ def _part(part: str, config: StudyConfig, out: Path) -> dict[str, Any]:
         predicted: dict[str, Any] = api.predict_search(config)["predicted"]
         return predicted
     cost = api.search(config, out)["cost"]
-    blocks = [path.stat().st_blocks for path in out.parent.rglob("*") if path.is_file()]  # of 512 bytes: rows of the
-    return {**cost, "disk_mib": sum(blocks) / 2**11}  # teacher's outputs that were not asked for take none
+    blocks = [path.stat().st_blocks for path in out.parent.rglob("*") if path.is_file()]  # of 512 bytes
+    return {**cost, "disk_mib": sum(blocks) / 2**11}
 
 
 def _row(stage: str, what: str, predicted: float, taken: float) -> Row:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from autodisc import api
+from autodisc.comparison.work import FINAL
 from autodisc.config import make_config
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet, extract
@@ -36,7 +37,6 @@ from autodisc.workspace import Workspace, open_workspace
 
 BATCH, LENGTH = 16, 128
 EVALUATIONS = 2  # an epoch
-FINAL = "final evaluation"  # a stage of ours
 REPORTED = "test metrics, model cards"  # of teacher, assistant and student: what the released code has none of
 
 

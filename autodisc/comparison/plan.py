@@ -14,7 +14,7 @@ CHAINS = {
 }  # what needs a search's weights
 
 
-def kinds(config: ComparisonConfig, grid: Iterable[float], *, number: int = 0) -> list[str]:
+def kinds(config: ComparisonConfig, grid: Iterable[float], number: int) -> list[str]:
     """Every kind of cell that the strategies and searches need with a task's seed of that number, the dearest chains
     first."""
     needed = {kind for name in config.compare.strategies for kind in NEEDS[name]}
@@ -38,7 +38,7 @@ def all_cells(config: ComparisonConfig, out: Path) -> list[Cell]:
     for number, label, student, seed in sorted(groups, key=lambda group: group[0]):
         found[Cell(label, seed, None, SHARED)] = None
         grid = config.study(Cell(label, seed, student, ""), teachers(out)).assistant_sparsities
-        found |= dict.fromkeys(Cell(label, seed, student, kind) for kind in kinds(config, grid, number=number))
+        found |= dict.fromkeys(Cell(label, seed, student, kind) for kind in kinds(config, grid, number))
     return list(found)
 
 
