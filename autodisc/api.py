@@ -37,8 +37,8 @@ from autodisc.preparing import (
 )
 from autodisc.progress import Progress
 from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
-from autodisc.search.assistants import run_study, search_result
-from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.assistants import chain_of, run_study, search_result
+from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
 from autodisc.search.storage import open_study
 from autodisc.showing import show_finished, show_maxidisc, show_search
@@ -109,7 +109,6 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             study = open_study(
                 study_name(config),
                 storage,
-                seed=config.runtime.seed,
                 fingerprint={**made_of(space), **search_settings(config)},
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
                 say=space.workshop.progress.say,
@@ -128,7 +127,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 take_trials(space, SharedStudy.of(study, out, config), found, live)
                 merge_ledgers(space.ledger, out)
             else:
-                run_study(study, found, space.candidates, config.search, space.workshop, latency=latency, watch=live)
+                run_study(study, found, space.assistants, config.search, space.workshop, latency=latency, watch=live)
             save_ledger(space.ledger, out / LEDGER)
             result = search_result(study, config.search, storage=public(storage))
             result["projected_flops"] = live.about.projected_flops
@@ -176,7 +175,7 @@ def distill(
         place = finished.place_to_distil(config, FREE, new=new)
         with place.claimed(finished.open(config, progress=progress)) as space:
             take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
-            chain = chain_from(space.candidates, chosen["sparsity"], space.student)
+            chain = chain_of(space.assistants, chosen, space.student)
             start = finished.cut(space, chain[0])
             schedule = distill_sandwich(
                 space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
@@ -245,10 +244,10 @@ def run(config: StudyConfig, out: Path, *, progress: Progress | None = None) -> 
 def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool = False) -> dict[str, Any]:
     other = space.other if student else None
     save_model(distilled.model, space.tokenizer if other is None else other.tokenizer, path)
-    found = {"path": str(path), "sparsity": distilled.candidate.sparsity, **size(distilled.model)}
+    kept = distilled.candidate
+    found = {"path": str(path), "sparsity": kept.sparsity, "balance": kept.balance, **size(distilled.model)}
     if other is None:
-        heads, neurons = distilled.candidate.heads, distilled.candidate.neurons
-        found["candidate"] = {"heads": list(heads), "neurons": list(neurons)}
+        found["candidate"] = {"heads": list(kept.heads), "neurons": list(kept.neurons)}
     return found
 
 
@@ -333,7 +332,6 @@ def _maxidisc(space: Workspace, place: Path) -> dict[str, Any]:
     study = open_study(
         f"{space.config.name}-{space.config.task.name}-maxidisc",
         storage,
-        seed=space.config.runtime.seed,
         fingerprint=made_of(space),
         metric_name=f"student's {space.task.metric.name}",
         say=space.workshop.progress.say,

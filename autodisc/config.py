@@ -44,6 +44,7 @@ MetricName = Literal[
     "bits_saved",
 ]
 Strategy = Literal["maxidisc", "direct"]
+Sampler = Literal["tpe", "gp"]  # of Optuna
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DEFAULT_STUDENT = 0.9
@@ -221,7 +222,16 @@ class SearchConfig(Section):
     low: float | None = Field(None, ge=0, lt=1, description="A range instead of a grid: its lowest sparsity.")
     high: float | None = Field(None, ge=0, lt=1)
     step: float = Field(0.05, gt=0, lt=1, description="The range's step.")
+    balances: tuple[float, ...] = Field(
+        (0.0,),
+        min_length=1,
+        description="Between heads and neurons: b keeps (1 − sparsity)(1 + b) of the heads, and neurons for the rest of"
+        " the parameters. With more than one the study has a second dimension; 0 alone is the paper's.",
+    )
     trials: int | None = Field(None, ge=1, description="Total number of trials; none: every point once.")
+    sampler: Sampler = Field(
+        "tpe", description="What suggests points where `trials` are fewer than a range's, or than several balances'."
+    )
     lam: float = Field(0.2, ge=0, description="λ of the tradeoff metric + λ·sparsity; 0.2 is the authors'.")
     scorer: Literal["recovered", "pruned"] = "recovered"
     margin: float = Field(1.0, ge=0, description="Standard errors above the floor from which a candidate is feasible.")
@@ -272,6 +282,19 @@ class SearchConfig(Section):
         if self.low is not None and self.high is not None and self.low > self.high:
             raise ValueError(f"low: got {self.low}, above high = {self.high}")
         return self
+
+    @property
+    def sampled(self) -> bool:
+        """Whether fewer trials than there are points are the sampler's to choose; else they are the grid's first."""
+        return self.low is not None or len(self.balances) > 1
+
+    @field_validator("balances")
+    @classmethod
+    def _balances(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            if not -1 < value <= 1:
+                raise ValueError(f"got {value:g}; expected more than -1 (no heads) and at most 1 (twice as many)")
+        return tuple(sorted(set(values)))
 
     @field_serializer("storage")
     def _without_password(self, value: str | None) -> str | None:

@@ -78,11 +78,13 @@ def candidates(
     for trial in result["trials"]:
         kept = trial["candidate"]
         facts = {name: trial.get(name) for name in ("state", "metric", "standard_error", "feasible")}
-        facts["chosen"] = result["best"] is not None and trial["sparsity"] == result["best"]["sparsity"]
+        facts["balance"] = trial.get("balance", 0.0)
+        chosen = result["best"] or {}
+        facts["chosen"] = (trial["sparsity"], facts["balance"]) == (chosen.get("sparsity"), chosen.get("balance", 0.0))
         if kept is None:  # it failed
             rows.append({**dict.fromkeys(("params", "macs", "latency_ms")), "sparsity": trial["sparsity"], **facts})
         else:
-            each = Candidate(trial["sparsity"], tuple(kept["heads"]), tuple(kept["neurons"]))
+            each = Candidate(trial["sparsity"], tuple(kept["heads"]), tuple(kept["neurons"]), facts["balance"])
             rows.append(row(each, **facts))
     student = row(space.student, metric=None, path=None)
     if space.other is not None:

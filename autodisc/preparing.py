@@ -14,7 +14,7 @@ from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
 from autodisc.leases import once
 from autodisc.models.checkpoints import save_model
-from autodisc.pruning.candidates import Ranking
+from autodisc.pruning.candidates import Ranking, envelope
 from autodisc.pruning.supernet import Supernet
 from autodisc.search.evaluation import Opened
 from autodisc.search.patience import MISSED
@@ -126,12 +126,12 @@ def take_ranking(space: Workspace, out: Path) -> None:
 def opened(space: Workspace, out: Path) -> Opened:
     """How a trial gets its candidate; the shared recovery is made once, and found again by a resumed study."""
     if space.config.search.scorer == "recovered":
-        largest = next(iter(space.candidates.values()))
+        whole = envelope(space.assistants)
         made = once(
             out / "recovery.lease",
             there=lambda: has_supernet(out),
             make=lambda: _recovered(space),
-            put=lambda supernet: save_model(supernet.extract(largest), None, out / SUPERNET),
+            put=lambda supernet: save_model(supernet.extract(whole), None, out / SUPERNET),
             progress=space.workshop.progress,
             seconds=lease_s(space.config),
         )
@@ -143,7 +143,7 @@ def opened(space: Workspace, out: Path) -> Opened:
 def _recovered(space: Workspace) -> Supernet:
     """The supernet after the shared recovery."""
     config, workshop = space.config, space.workshop
-    nested = [*space.candidates.values(), space.student]
+    nested = [*space.assistants, space.student]
     with workshop.teacher(space.teacher, config.distillation) as outputs:
         supernet = recover(
             outputs,

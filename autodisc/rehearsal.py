@@ -33,11 +33,11 @@ from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Term, TrainingSettings, train
 from autodisc.models.checkpoints import Kept
 from autodisc.models.inference import counted, evaluation_batch, forward_macs, predict, width
-from autodisc.models.layouts import base_shape, blocks
+from autodisc.models.layouts import base_shape, blocks, unit_ratio
 from autodisc.models.spreading import is_spread
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
 from autodisc.progress import Silent
-from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
+from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.pruning.fisher import Moments, removal_order, second_moments
 from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance, rounds
 from autodisc.pruning.refit import BATCH as REFIT_BATCH
@@ -46,11 +46,11 @@ from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.search.assistants import STAGE as TRIALS
-from autodisc.search.assistants import STARTUP
+from autodisc.search.storage import startup_trials
 from autodisc.search.students import students
 from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
-from autodisc.workspace import SET_UP, Workspace
+from autodisc.workspace import SET_UP, Workspace, assistants_of
 
 IMPORTANCE, RECOVERY = "importance", "recovery"
 KERNEL_SHAPES, KERNEL_WIDTH = 32, 256  # of the linear whose kernels' memory is measured
@@ -98,8 +98,8 @@ class _Bench:
         self.more_s, self.more_flops, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(4))
         self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
         self.config = _with_student(space, self.ranking)
-        self.candidates = nested_candidates(self.ranking, self.config.assistant_sparsities)
-        self.nested = [*self.candidates.values(), candidate(self.ranking, self.config.student)]
+        self.candidates = assistants_of(self.config, self.ranking)
+        self.nested = [*self.candidates, candidate(self.ranking, self.config.student)]
         self.disk[SET_UP] = _tokens_on_disk(space)
 
     def passes(self) -> Iterator[Pass]:
@@ -213,15 +213,15 @@ class _Bench:
     def trials(self) -> Iterator[Pass]:
         search, validation = self.config.search, self.task.validation
         at_once = evaluation_batch(validation, self.task)
-        points = sorted(self.candidates)
+        points = self.candidates
         total = search.trials or len(points)
-        if search.low is None or total >= len(points):
+        if not search.sampled or total >= len(points):
             visited = points[:total]
         else:  # the sampler's choice is not known: evenly spread, and a point drawn twice in its start visited once
-            start = min(total, STARTUP)
+            start = startup_trials(total)
             total += round(len(points) * (1 - (1 - 1 / len(points)) ** start)) - start
             visited = [points[i * len(points) // total] for i in range(total)]
-        ends = (self.candidates[points[0]], self.candidates[points[-1]])
+        ends = (points[0], points[-1])
         before_mib = _resident_mib()
         models = [extract(self.teacher, self.ranking, each) for each in ends]
 
@@ -242,9 +242,8 @@ class _Bench:
         )
         self.more_s[TRIALS] = len(visited) * self.scoring_s(models[-1])
         if search.scorer == "pruned" and self.space.workshop.refit is not None:
-            yield from self.refits(self.space.workshop.refit, models, [self.candidates[point] for point in visited])
-        for point in visited:
-            each = self.candidates[point]
+            yield from self.refits(self.space.workshop.refit, models, visited)
+        for each in visited:
             for rows, T in shapes(validation, at_once):
                 yield Pass(TRIALS, (TRIALS, each), rates, each.scale, (len(rows), T))
 
@@ -258,8 +257,7 @@ class _Bench:
                 )
             )
 
-        points = self.candidates.keys()
-        scales = (1 - min(points), 1 - max(points))
+        scales = (self.candidates[0].scale, self.candidates[-1].scale)
         rates = self.rates(REFIT, rows, REFIT_ROWS, [run(model) for model in ends], scales)
         padded = sum(len(batch) * T for batch, T in shapes(rows, REFIT_BATCH))
         shape = (len(rows), round(padded / len(rows)))
@@ -404,7 +402,7 @@ def _arbitrary_ranking(model: PreTrainedModel, generator: np.random.Generator) -
         [(layer, i) for layer, own in enumerate(layers) for i in own] for layers in (kept.heads, kept.neurons)
     )
     heads, neurons = ([units[i] for i in generator.permutation(len(units))] for units in (heads, neurons))
-    return Ranking(tuple(heads), tuple(neurons), len(kept.heads))
+    return Ranking(tuple(heads), tuple(neurons), len(kept.heads), unit_ratio(blocks(model)))
 
 
 def _with_student(space: Workspace, ranking: Ranking) -> StudyConfig:

@@ -87,7 +87,6 @@ def work(
         study = open_study(
             name,
             storage,
-            seed=config.runtime.seed,
             fingerprint={**made_of(space), **search_settings(config)},
             metric_name="",  # it has one
             say=progress.say,
@@ -103,7 +102,7 @@ def work(
 def take_trials(space: Workspace, shared: SharedStudy, found: Opened, watch: Watch | None = None) -> int:
     """This process's part of a study's trials; returns how many."""
     search, workshop = space.config.search, space.workshop
-    taken = join_study(shared, found, space.candidates, search, workshop, latency=space.budgeted_latency, watch=watch)
+    taken = join_study(shared, found, space.assistants, search, workshop, latency=space.budgeted_latency, watch=watch)
     done = completed(shared.study)
     workshop.progress.say(f"{taken} trials here, {done - taken} of {done} by others or before")
     return taken

@@ -38,7 +38,7 @@ from autodisc.models.modeling_autodisc import CODE, Head, head_of
 from autodisc.models.reading import Reader, raw, read
 from autodisc.models.spreading import is_spread, keeps_no_graph, places
 from autodisc.progress import Progress, Silent
-from autodisc.pruning.candidates import Candidate, Ranking, candidate, nested_candidates
+from autodisc.pruning.candidates import STANDARD_RATIO, Candidate, Ranking, all_candidates, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import origin_of, write_card
 from autodisc.reporting.records import environment, write_record
@@ -86,8 +86,13 @@ class Workspace:
 
     @property
     def candidates(self) -> dict[float, Candidate]:
-        """Every teacher assistant that the study may choose, the largest first."""
+        """One a sparsity of the grid, the largest first: those that a baseline tries."""
         return nested_candidates(self.ranking(), self.config.assistant_sparsities)
+
+    @property
+    def assistants(self) -> list[Candidate]:
+        """Every teacher assistant that the study may choose, the least sparse first."""
+        return assistants_of(self.config, self.ranking())
 
     @property
     def student(self) -> Candidate:
@@ -107,6 +112,7 @@ class Workspace:
             self.teacher_fingerprint,
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
+            "ratio",  # of parameters: rankings did not always have it
             (runtime.seed, runtime.precision, runtime.device.type, runtime.threads, *made_with()),
             *places(self.teacher),
         ]
@@ -375,6 +381,12 @@ def describe_task(task: Task) -> dict[str, Any]:
     }
 
 
+def assistants_of(config: StudyConfig, ranking: Ranking) -> list[Candidate]:
+    """What a study of such settings may choose of such units."""
+    least = 1 - config.student
+    return all_candidates(ranking, config.assistant_sparsities, config.search.balances, least=least)
+
+
 def cache_folder(config: StudyConfig) -> Path:
     return config.cache.dir or default_folder()
 
@@ -398,7 +410,8 @@ def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
     try:
         stored = json.loads(path.read_text())
         heads, neurons = (tuple((int(a), int(b)) for a, b in stored[kind]) for kind in ("heads", "neurons"))
-        return Ranking(heads, neurons, stored["layers"]), Cost(**stored["cost"])
+        ratio = stored.get("ratio", STANDARD_RATIO)  # of studies without balances
+        return Ranking(heads, neurons, stored["layers"], ratio), Cost(**stored["cost"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

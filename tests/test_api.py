@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import autodisc
-from autodisc import api, preparing
+from autodisc import api, exporting, preparing
 from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, DataError, ModelError, StudyError
 from autodisc.models.checkpoints import save_model
@@ -220,6 +220,23 @@ def test_a_search_over_a_sampled_range_can_be_distilled_from_its_choice(config, 
     assert len(found["trials"]) == 3
     made = api.distill(out)
     assert made["assistant"]["sparsity"] == found["best"]["sparsity"]
+
+
+@pytest.mark.parametrize("scorer", ["recovered", "pruned"])
+def test_a_search_over_balances_is_distilled_from_its_choice_and_exports_what_it_measured(config, tmp_path, scorer):
+    out = tmp_path / "out"
+    settings = config(search={"scorer": scorer, "sparsities": (0.3, 0.6), "balances": (-0.5, 0.0, 0.5)})
+    found = api.search(settings, out)
+    assert len(found["trials"]) == 6
+    made = api.distill(out)
+    best = found["best"]
+    assert (made["assistant"]["sparsity"], made["assistant"]["balance"]) == (best["sparsity"], best["balance"])
+    (chosen,) = [row for row in found["trials"] if row["number"] == best["number"]]
+    assert made["assistant"]["candidate"] == chosen["candidate"]
+    student = config(teacher={"model": made["student"]["path"]})
+    assert api.evaluate(student, "final")["metric"] == made["student"]["metric"]
+    listed = exporting.candidates(out)["candidates"]
+    assert [row["balance"] for row in listed if row["chosen"]] == [best["balance"]]
 
 
 def test_a_run_is_all_of_a_study_and_again_nothing(config, tmp_path, monkeypatch):

@@ -34,8 +34,9 @@ FREE = (
     *("name", "baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs", "search.backend"),
     *("teacher", "task.data"),
 )
-OF_SEARCHES = tuple(
-    f"search.{name}" for name in ("lam", "scorer", "margin", "prune", "recovery", "trials", "importance.refit")
+OF_SEARCHES = (
+    *("search.lam", "search.scorer", "search.margin", "search.prune", "search.recovery"),
+    *("search.trials", "search.balances", "search.sampler", "search.importance.refit"),
 )
 OF_STUDENTS = ("student_sparsity", "search.sparsities", "distillation")
 

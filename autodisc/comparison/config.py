@@ -34,6 +34,8 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what each strategy is read off; *: the 
     "pruned": ("search-pruned", "pruned"),
     "plain": ("search-recovered", "plain"),
     "chain": ("search-recovered", "chain"),
+    "balanced-tpe": ("search-balanced-tpe", "balanced-tpe"),
+    "balanced-gp": ("search-balanced-gp", "balanced-gp"),
     "released": ("released",),
     "maxidisc": ("*",),
     "maxidisc-tpe": ("*",),
@@ -43,13 +45,21 @@ NEEDS: dict[str, tuple[str, ...]] = {  # what each strategy is read off; *: the 
     "largest": ("*",),
     "random": ("*",),
 }
-SEARCHES: dict[str, dict[str, Any]] = {"recovered": {"scorer": "recovered"}, "pruned": {"scorer": "pruned"}}
+BALANCES = (-0.5, -0.25, 0.0, 0.25, 0.5)  # a second dimension, in as many trials as the grid has sparsities
+SEARCHES: dict[str, dict[str, Any]] = {
+    "recovered": {"scorer": "recovered"},
+    "pruned": {"scorer": "pruned"},
+    "balanced-tpe": {"scorer": "recovered", "balances": BALANCES, "sampler": "tpe"},
+    "balanced-gp": {"scorer": "recovered", "balances": BALANCES, "sampler": "gp"},
+}
 FIXED = (
     "sparsities",
     "low",
     "high",
     "step",
+    "balances",
     "trials",
+    "sampler",
     "prune",
     "jobs",
     "backend",
@@ -80,7 +90,7 @@ class CompareSection(Section):
     tasks: tuple[ComparedTask, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="One tells nothing of the next; five do.")
     student_sparsities: tuple[float, ...] = Field((0.9,), min_length=1)
-    strategies: tuple[str, ...] = Field(tuple(NEEDS), min_length=1)
+    strategies: tuple[str, ...] = Field(tuple(name for name in NEEDS if not name.startswith("balanced")), min_length=1)
     searches: dict[str, dict[str, Any]] = Field(
         {}, description="More searches for fidelity and frontier: name, then what of `search` it sets otherwise."
     )
@@ -113,7 +123,7 @@ class CompareSection(Section):
         for name, settings in searches.items():
             if name in SEARCHES or not name.replace("-", "").isalnum():
                 raise ValueError(
-                    f"'{name}': expected a name of letters, digits and -, other than {' and '.join(SEARCHES)}"
+                    f"'{name}': expected a name of letters, digits and -, other than {', '.join(SEARCHES)}"
                 )
             if wrong := [key for key in settings if key in FIXED]:
                 raise ValueError(f"'{name}' sets {wrong[0]}, which is the same for every search; set search.{wrong[0]}")
@@ -139,8 +149,10 @@ class ComparisonConfig(Section):
     def _once(self) -> ComparisonConfig:
         if "seed" in self.runtime.model_fields_set:
             raise ValueError("runtime.seed: contradicts compare.seeds, which has every seed; remove it")
-        if self.search.low is not None or self.search.trials is not None or self.search.prune:
-            raise ValueError("search: low, high, trials and prune leave assistants unmeasured; give sparsities alone")
+        if self.search.sampled or self.search.trials is not None or self.search.prune:
+            raise ValueError(
+                "search: low, high, balances, trials and prune leave assistants unmeasured; give sparsities alone"
+            )
         seen: set[Cell] = set()
         entries: dict[str, ComparedTask] = {}
         for entry in self.compare.tasks:
@@ -176,8 +188,8 @@ class ComparisonConfig(Section):
             teacher |= {"model": str(teachers / entry.label), "finetune": None}
         student = max(self.students_of(entry)) if cell.student is None else cell.student
         named = cell.kind.removeprefix("search-") if cell.kind.startswith("search-") else "recovered"
-        if cell.kind == "pruned":
-            named = "pruned"
+        if cell.kind in SEARCHES:  # what is distilled from a search's choice, by the search's name
+            named = cell.kind
         distillation = self.distillation.model_dump()
         if cell.kind == "plain":
             distillation.update(sandwich_size=1, student_sandwich_size=1)
@@ -193,7 +205,11 @@ class ComparisonConfig(Section):
             "cache": self.cache.model_dump(),
             "runtime": {**self.runtime.model_dump(), "seed": cell.seed, "threads": self.runtime.threads or 1},
         }
-        return make_config(values, source=f"compare, {cell.group}")
+        found = make_config(values, source=f"compare, {cell.group}")
+        if len(found.search.balances) > 1:
+            search = found.search.model_copy(update={"trials": len(found.assistant_sparsities)})
+            found = found.model_copy(update={"search": search})
+        return found
 
     def studies(self) -> list[StudyConfig]:
         """One for each task, as a user of it alone would have it."""

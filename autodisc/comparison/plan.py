@@ -11,7 +11,11 @@ from autodisc.comparison.config import NEEDS, ComparisonConfig
 CHAINS = {
     "search-recovered": ("autodisc", "plain", "chain"),
     "search-pruned": ("pruned",),
+    "search-balanced-tpe": ("balanced-tpe",),
+    "search-balanced-gp": ("balanced-gp",),
 }  # what needs a search's weights
+
+SEARCHED = {kind: search for search, kinds in CHAINS.items() for kind in kinds}
 
 
 def kinds(config: ComparisonConfig, grid: Iterable[float], number: int) -> list[str]:

@@ -7,9 +7,9 @@ assistants they try share those cells, and each is charged for the ones that it 
     rule-2.5x     the one nearest to 2.5 × the student's scale (arXiv:2311.07052); smallest, largest: the ends
     random        one by chance: the exact expectation over the grid
 
-``autodisc``, ``pruned``, ``plain``, ``chain`` and ``released`` distil through what a search of theirs chose; where no
-candidate was feasible they are ``direct``, and have paid for the search. Each pays for importance and the teacher's
-outputs once.
+``autodisc``, ``pruned``, ``plain``, ``chain``, ``released`` and the ``balanced`` ones distil through what a search of
+theirs chose; where no candidate was feasible they are ``direct``, and have paid for the search. Each pays for
+importance and the teacher's outputs once.
 """
 
 from __future__ import annotations
@@ -129,6 +129,8 @@ STRATEGIES: dict[str, Strategy] = {
     "pruned": _searched("pruned", "search-pruned"),
     "plain": _searched("plain", "search-recovered"),
     "chain": _searched("chain", "search-recovered"),
+    "balanced-tpe": _searched("balanced-tpe", "search-balanced-tpe"),
+    "balanced-gp": _searched("balanced-gp", "search-balanced-gp"),
     "released": _released,
     "maxidisc": _maxidisc,
     "maxidisc-tpe": _maxidisc_tpe,

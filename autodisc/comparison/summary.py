@@ -28,7 +28,7 @@ from autodisc.reporting.statistics import Results, bootstrap, examples_of, holm,
 
 OURS = "autodisc"
 QUESTIONS = (DIRECT, RULE.name, "smallest", "random")  # what a choice has to beat: these are tested, and corrected for
-OTHERS = ("largest", "maxidisc", "maxidisc-tpe", "released", "plain", "chain", "pruned")
+OTHERS = ("largest", "maxidisc", "maxidisc-tpe", "released", "plain", "chain", "balanced-tpe", "balanced-gp", "pruned")
 
 
 def report(config: ComparisonConfig, out: Path) -> dict[str, Any]:

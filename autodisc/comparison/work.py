@@ -4,6 +4,7 @@
     search-NAME          a study; beside its result each candidate's loss to the teacher, on validation
     autodisc, pruned     the fixed schedule through what that study chose; plain: the same with a sandwich of one,
                          chain: with a second assistant, at the same steps
+    balanced-SAMPLER     the same through what a study of sparsity and balance chose, in as many trials
     assistant-S          the fixed schedule through the assistant of sparsity S: a trial of maxidisc
     direct               no assistant, at a mean trial's compute
     released             the authors' algorithm (``released``)
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from autodisc import api
 from autodisc.comparison.cells import Cell, Spent, fingerprints, read_cell, write_cell
 from autodisc.comparison.config import ComparisonConfig
-from autodisc.comparison.plan import teachers
+from autodisc.comparison.plan import SEARCHED, teachers
 from autodisc.comparison.released import distill_released
 from autodisc.config import StudyConfig
 from autodisc.costs import Ledger
@@ -88,9 +89,9 @@ def compute(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     arrays: Arrays | None
     if cell.kind.startswith("search-"):
         values, arrays = _search(settings, study_folder(cell, out))
-    elif cell.kind in ("autodisc", "pruned", "plain", "chain"):
-        name = "search-pruned" if cell.kind == "pruned" else "search-recovered"
-        values, arrays = _distil(config, cell, Cell(cell.task, cell.seed, cell.student, name), out)
+    elif cell.kind in SEARCHED:
+        search = Cell(cell.task, cell.seed, cell.student, SEARCHED[cell.kind])
+        values, arrays = _distil(config, cell, search, out)
     else:
         space = open_workspace(settings)
         space.ranking()

@@ -30,7 +30,7 @@ from autodisc.models.checkpoints import fingerprint
 from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent, Tracker, Untracked
-from autodisc.pruning.candidates import Candidate, Ranking, candidate
+from autodisc.pruning.candidates import Candidate, Ranking, candidate, envelope
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
@@ -167,9 +167,12 @@ def recover(
     distillation: DistillationConfig,
     workshop: Workshop,
 ) -> Supernet:
-    """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike."""
+    """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike.
+
+    The first and the last, the largest and the student's, are trained in every step.
+    """
     checkpointing = workshop.runtime.checkpointing
-    supernet = Supernet(extract(teacher.teacher, ranking, candidates[0]), ranking, checkpointing=checkpointing)
+    supernet = Supernet(extract(teacher.teacher, ranking, envelope(candidates)), ranking, checkpointing=checkpointing)
     always = [candidates[0], candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, [teacher], candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
@@ -343,7 +346,10 @@ def phases(ranking: Ranking, candidates: Sequence[Candidate], config: Distillati
     first, last = candidates[0], candidates[-1]
     count, size = config.assistants, config.student_sandwich_size
     ratio = (last.scale / first.scale) ** (1 / count)
-    between = [candidate(ranking, 1 - first.scale * ratio**number) for number in range(1, count)]
+    between = [
+        candidate(ranking, 1 - first.scale * ratio**number, first.balance, least=last.scale)
+        for number in range(1, count)
+    ]
     nested = sorted({c.sparsity: c for c in (*between, *candidates)}.values(), key=lambda c: c.sparsity)
     found = [
         Phase(

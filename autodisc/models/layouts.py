@@ -25,6 +25,7 @@ own modules.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,6 +106,15 @@ def uncached(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def unit_ratio(layers: Sequence[Block]) -> float:
+    """Parameters of all heads over those of all neurons; infinite where there is no neuron."""
+    heads, neurons = (
+        sum(part.units * sum(port.unit_parameters for port in part.ports) for part in parts)
+        for parts in ([block.attention for block in layers], [block.ffn for block in layers])
+    )
+    return heads / neurons if neurons else math.inf
 
 
 def encoder_parameters(

@@ -27,7 +27,7 @@ from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
-from autodisc.models.layouts import Port, blocks, uncached
+from autodisc.models.layouts import Port, blocks, uncached, unit_ratio
 from autodisc.models.losses import labelled
 from autodisc.models.spreading import frozen, value
 from autodisc.progress import Bar
@@ -105,6 +105,7 @@ def removal_order(
         tuple((layer, kept.heads[layer][position]) for layer, position in heads),
         tuple((layer, kept.neurons[layer][position]) for layer, position in neurons),
         layers=len(layers),
+        ratio=unit_ratio(layers),
     )
 
 

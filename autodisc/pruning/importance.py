@@ -24,7 +24,7 @@ from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
-from autodisc.models.layouts import blocks
+from autodisc.models.layouts import blocks, unit_ratio
 from autodisc.models.losses import label_count, label_loss
 from autodisc.models.spreading import frozen, is_spread
 from autodisc.progress import Bar, Progress, Silent
@@ -182,7 +182,7 @@ def _rank_in_rounds(
             else:
                 model = keep(teacher, rest)
         bar.advance(number_of_batches(sample, config.batch_size))
-    return Ranking(tuple(removed[0]), tuple(removed[1]), layers=len(kept.heads))
+    return Ranking(tuple(removed[0]), tuple(removed[1]), len(kept.heads), unit_ratio(blocks(teacher)))
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:

@@ -21,8 +21,8 @@ from autodisc.reporting.figures import (
     set_height,
     shortened,
 )
-from autodisc.reporting.rows import BaselineTrialRow, StudySummary
-from autodisc.search.tradeoff import Score, winners
+from autodisc.reporting.rows import BaselineTrialRow, StudySummary, scored
+from autodisc.search.tradeoff import winners
 
 TICKS = (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "pentagon")
@@ -46,6 +46,7 @@ class ScaleData:
     distilled: tuple[tuple[str, float, float], ...]  # name, scale, metric
     teacher: float | None
     floor: float | None
+    balanced: bool = False  # several candidates of a scale, which no line joins
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Win:
     low: float
     high: float
     sparsity: float
+    balance: float = 0.0
 
 
 def scale_data(study: StudySummary, *, most: int | None = None) -> ScaleData | None:
@@ -84,6 +86,7 @@ def scale_data(study: StudySummary, *, most: int | None = None) -> ScaleData | N
         tuple(distilled),
         teacher.validation_metric if teacher else None,
         study.floor,
+        any(row.balance for row in study.trials),
     )
 
 
@@ -94,7 +97,7 @@ def scale_figure(data: ScaleData) -> go.Figure:
         x=[point.scale for point in data.candidates],
         y=[point.metric for point in data.candidates],
         error_y={"type": "data", "array": [point.standard_error for point in data.candidates], "thickness": 1.2},
-        mode="lines+markers" if len(data.candidates) <= 60 else "markers",
+        mode="markers" if len(data.candidates) > 60 or data.balanced else "lines+markers",
         name="candidates in the study",
         line={"color": BLUE, "width": 1.8},
         marker={"size": 8},
@@ -143,7 +146,7 @@ def overlay_figure(studies: Sequence[tuple[str, ScaleData]]) -> go.Figure:
         figure.add_scatter(
             x=[point.scale for point in data.candidates],
             y=[point.metric for point in data.candidates],
-            mode="lines+markers",
+            mode="markers" if data.balanced else "lines+markers",
             name=escape(shortened(name)),
             line={"color": color, "dash": tuple(DASHES.values())[number % len(DASHES)], "width": 1.8},
             marker={"size": 7, "symbol": SYMBOLS[number % len(SYMBOLS)]},
@@ -184,18 +187,9 @@ def students_figure(rows: Sequence[BaselineTrialRow], metric_name: str) -> go.Fi
 
 def lambda_data(study: StudySummary) -> tuple[Win, ...]:
     """Which of the study's feasible candidates wins, from λ = 0 up."""
-    scores = [
-        Score(row.sparsity, row.metric, row.floor, row.standard_error)
-        for row in study.trials
-        if row.sparsity is not None
-        and row.metric is not None
-        and row.floor is not None
-        and row.standard_error is not None
-    ]
-    return tuple(
-        Win(low, high, scores[index].sparsity)
-        for low, high, index in winners(scores, study.margin, highest=HIGHEST_LAM)
-    )
+    ranked = scored(study.trials)
+    won = winners([score for _, score in ranked], study.margin, highest=HIGHEST_LAM)
+    return tuple(Win(low, high, ranked[index][1].sparsity, ranked[index][0].balance) for low, high, index in won)
 
 
 def lambda_figure(wins: tuple[Win, ...], lam: float | None) -> go.Figure:
@@ -210,8 +204,8 @@ def lambda_figure(wins: tuple[Win, ...], lam: float | None) -> go.Figure:
             showlegend=False,
             line={"color": BLUE, "width": 4},
             marker={"size": 7, "symbol": "circle" if number == 0 else "circle-open"},
-            hovertemplate=f"sparsity {units.plain(win.sparsity)} for λ from {win.low:.3f} to {win.high:.3f}"
-            "<extra></extra>",
+            hovertemplate=f"sparsity {units.point(win.sparsity, win.balance)} for λ from {win.low:.3f} to"
+            f" {win.high:.3f}<extra></extra>",
         )
     if lam is not None:
         figure.add_vline(
@@ -231,5 +225,6 @@ def lambda_figure(wins: tuple[Win, ...], lam: float | None) -> go.Figure:
 def said(wins: tuple[Win, ...]) -> str:
     """The same in words."""
     return "; ".join(
-        f"λ from {win.low:.3g} to {win.high:.3g}: sparsity {units.plain(win.sparsity)}" for win in wins[:40]
+        f"λ from {win.low:.3g} to {win.high:.3g}: sparsity {units.point(win.sparsity, win.balance)}"
+        for win in wins[:40]
     )

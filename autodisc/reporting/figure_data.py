@@ -26,15 +26,25 @@ class TradeoffPoint:
     feasible: bool
     chosen: bool
     recorded: bool  # chosen by the study itself, where another λ is shown
+    balance: float = 0.0
 
 
 @dataclass(frozen=True)
 class TradeoffData:
-    points: tuple[TradeoffPoint, ...]  # by sparsity
+    points: tuple[TradeoffPoint, ...]  # by sparsity, then balance
     floor: float | None
     lam: float
     metric_name: str
     student: float | None = None  # its sparsity: assistants lie to the left of it
+
+    @property
+    def line(self) -> tuple[TradeoffPoint, ...]:
+        """The best at each sparsity, whatever its balance: what a line may join."""
+        best: dict[float, TradeoffPoint] = {}
+        for point in self.points:
+            if point.sparsity not in best or point.tradeoff > best[point.sparsity].tradeoff:
+                best[point.sparsity] = point
+        return tuple(best.values())
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class KeptData:
     """Units kept: one row a layer from the first up, one column a candidate by sparsity."""
 
     unit: KeptUnit
-    sparsities: tuple[float, ...]
+    points: tuple[str, ...]  # the candidates' sparsities, and balances where there are any
     chosen: int | None  # column
     kept: tuple[tuple[int, ...], ...]
 
@@ -89,14 +99,16 @@ def tradeoff_data(
             row.standard_error or 0.0,
             row.metric + lam * row.sparsity if row.tradeoff is None else row.tradeoff,
             bool(row.feasible),
-            shown is not None and row.sparsity == shown.sparsity,
-            recorded is not None and row.sparsity == recorded.sparsity,
+            row.is_of(shown),
+            row.is_of(recorded),
+            row.balance,
         )
         for row in trials
         if row.sparsity is not None and row.metric is not None
     )
     floor = next((row.floor for row in trials if row.floor is not None), None)
-    return TradeoffData(tuple(sorted(points, key=lambda point: point.sparsity)), floor, lam, metric_name, student)
+    points = tuple(sorted(points, key=lambda point: (point.sparsity, point.balance)))
+    return TradeoffData(points, floor, lam, metric_name, student)
 
 
 def study_tradeoff(study: StudySummary) -> TradeoffData | None:
@@ -153,17 +165,16 @@ def kept_data(study: StudySummary, unit: KeptUnit) -> KeptData | None:
 
 def kept_of(trials: Sequence[TrialRow], unit: KeptUnit, shown: Choice | None) -> KeptData | None:
     """None where no candidate says what it keeps. Of very many only some, evenly, and the chosen one."""
-    sparsity = None if shown is None else shown.sparsity
-    known = {row.sparsity: row for row in trials if row.sparsity is not None and getattr(row, unit)}
+    known = {(row.sparsity, row.balance): row for row in trials if row.sparsity is not None and getattr(row, unit)}
     stride = max(1, -(-len(known) // KEPT_COLUMNS))
-    rows = [row for i, row in enumerate(known.values()) if i % stride == 0 or row.sparsity == sparsity]
+    rows = [row for i, row in enumerate(known.values()) if i % stride == 0 or row.is_of(shown)]
     if not rows:
         return None
     columns = [getattr(row, unit) for row in rows]
     layers = max(len(column) for column in columns)
     kept = tuple(tuple(column[layer] if layer < len(column) else 0 for column in columns) for layer in range(layers))
-    chosen = next((i for i, row in enumerate(rows) if row.sparsity == sparsity), None)
-    return KeptData(unit, tuple(row.sparsity or 0.0 for row in rows), chosen, kept)
+    chosen = next((i for i, row in enumerate(rows) if row.is_of(shown)), None)
+    return KeptData(unit, tuple(units.point(row.sparsity, row.balance) for row in rows), chosen, kept)
 
 
 def thinned(data: TradeoffData, most: int) -> TradeoffData:

@@ -40,14 +40,14 @@ DASHES = {"autodisc": "solid", "maxidisc": "dash", "direct": "dot", "teacher": "
 def tradeoff_figure(data: TradeoffData) -> go.Figure:
     """Metric with its standard error and metric + λ·sparsity, against sparsity; chosen and infeasible marked."""
     figure = empty_figure("sparsity (first line) and scale (second)", "metric · tradeoff")
-    points = data.points
+    points, line = data.points, data.line
     few = len(points) <= 60  # more bars than that are one grey cloud
-    x = [point.sparsity for point in points]
+    x = [point.sparsity for point in line]
     name = escape(shortened(data.metric_name))
     figure.add_scatter(
         x=x,
-        y=[point.metric for point in points],
-        error_y={"type": "data", "array": [p.standard_error for p in points], "thickness": 1.2, "visible": few},
+        y=[point.metric for point in line],
+        error_y={"type": "data", "array": [p.standard_error for p in line], "thickness": 1.2, "visible": few},
         mode="lines+markers",
         name=f"{name} ± standard error",
         line={"color": BLUE, "dash": "dot", "width": 1.8},
@@ -56,7 +56,7 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
     )
     figure.add_scatter(
         x=x,
-        y=[point.tradeoff for point in points],
+        y=[point.tradeoff for point in line],
         mode="lines",
         name=f"tradeoff, λ = {units.plain(data.lam)}",
         line={"color": RED},
@@ -85,7 +85,7 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
             annotation={"text": f"student {units.plain(data.student)} "},
             annotation_position="bottom left",
         )
-    shown = points if len(points) <= MOST_TICKS else points[:: -(-len(points) // MOST_TICKS)]
+    shown = line if len(line) <= MOST_TICKS else line[:: -(-len(line) // MOST_TICKS)]
     ticks = [f"{units.plain(p.sparsity)}<br>{p.scale:.2g}" for p in shown]
     figure.update_xaxes(tickvals=[p.sparsity for p in shown], ticktext=ticks, tickangle=0)
     return figure
@@ -102,8 +102,8 @@ def _mark(figure: go.Figure, label: str, points: Sequence[Any], symbol: str, siz
         textposition="top center",
         cliponaxis=False,
         marker={"symbol": symbol, "size": size, "color": RED, "line": {"width": 2, "color": RED}},
-        customdata=[[point.metric, point.standard_error] for point in points],
-        hovertemplate=f"sparsity %{{x}}: tradeoff %{{y:.3f}}<br>metric %{{customdata[0]:.3f}} ±"
+        customdata=[[p.metric, p.standard_error, units.point(p.sparsity, p.balance)] for p in points],
+        hovertemplate=f"sparsity %{{customdata[2]}}: tradeoff %{{y:.3f}}<br>metric %{{customdata[0]:.3f}} ±"
         f" %{{customdata[1]:.3f}}<br>{label}<extra></extra>",
     )
 
@@ -191,19 +191,17 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
 
 def kept_figure(data: KeptData) -> go.Figure:
     """How many heads or neurons each candidate keeps in each layer; the number stands in the cell."""
-    labels = [
-        f"{units.plain(sparsity)}{' ★' if i == data.chosen else ''}" for i, sparsity in enumerate(data.sparsities)
-    ]
+    labels = [f"{point}{' ★' if i == data.chosen else ''}" for i, point in enumerate(data.points)]
     figure = empty_figure("candidate's sparsity (★ chosen)", "layer")
     figure.add_heatmap(
         z=[list(row) for row in data.kept],
         x=labels,
         y=[str(layer) for layer in range(len(data.kept))],
         colorscale="Cividis",
-        texttemplate="%{z}" if len(data.sparsities) <= MOST_TICKS else None,
+        texttemplate="%{z}" if len(data.points) <= MOST_TICKS else None,
         xgap=1,
         ygap=1,
-        showscale=len(data.sparsities) > MOST_TICKS,  # else the number stands in the cell
+        showscale=len(data.points) > MOST_TICKS,  # else the number stands in the cell
         hovertemplate=f"sparsity %{{x}}, layer %{{y}}: %{{z}} {data.unit}<extra></extra>",
     )
     figure.update_xaxes(type="category", showgrid=False)

@@ -202,7 +202,7 @@ def study_note(summary: StudySummary, about: About) -> str:
     infeasible = [row for row in summary.trials if not row.failed and not row.feasible]
     if infeasible:
         more = f" and {len(infeasible) - 12} more" if len(infeasible) > 12 else ""
-        listed = ", ".join(units.plain(row.sparsity) for row in infeasible[:12])
+        listed = "; ".join(units.point(row.sparsity, row.balance) for row in infeasible[:12])
         lines.append(f"Infeasible, at the floor: {listed}{more}.")
     flops = sum(row.flops for row in summary.costs if row.strategy == about.strategy)
     seconds = sum(row.seconds for row in summary.costs if row.strategy == about.strategy)
@@ -230,7 +230,8 @@ def trial_note(attributes: Mapping[str, Any], about: About) -> str:
     """Markdown: the candidate in words and numbers."""
     sparsity, kept = attributes["sparsity"], attributes["candidate"]
     lines = [
-        f"**The candidate of sparsity {units.plain(sparsity)}** keeps {sum(kept['heads'])} of"
+        f"**The candidate of sparsity {units.point(sparsity, attributes.get('balance', 0.0))}** keeps"
+        f" {sum(kept['heads'])} of"
         f" {about.heads * len(kept['heads'])} heads and {sum(kept['neurons'])} of"
         f" {about.neurons * len(kept['neurons'])} neurons, scale {1 - sparsity:.2g}."
     ]

@@ -75,17 +75,12 @@ def pictures(study: StudySummary) -> tuple[Picture, ...]:
             )
     for name in KEPT:
         if (kept := figure_data.kept_data(study, name)) is not None:
-            columns = zip(kept.sparsities, zip(*kept.kept, strict=True), strict=True)
+            columns = zip(kept.points, zip(*kept.kept, strict=True), strict=True)
             found.append(
                 Picture(
                     f"Kept {name} by layer",
                     "Layer 0 is next to the embeddings.",
-                    listed(
-                        [
-                            f"sparsity {units.plain(sparsity)}: {', '.join(map(str, column))}"
-                            for sparsity, column in columns
-                        ]
-                    ),
+                    listed([f"sparsity {point}: {', '.join(map(str, column))}" for point, column in columns]),
                     figures.kept_figure(kept),
                 )
             )
@@ -186,5 +181,6 @@ def _curve_pictures(study: StudySummary) -> list[Picture]:
 
 def _tradeoff_words(point: figure_data.TradeoffPoint) -> str:
     state = "chosen" if point.chosen else ("" if point.feasible else "infeasible")
-    text = f"sparsity {units.plain(point.sparsity)}: metric {point.metric:.3f}, tradeoff {point.tradeoff:.3f}"
+    name = units.point(point.sparsity, point.balance)
+    text = f"sparsity {name}: metric {point.metric:.3f}, tradeoff {point.tradeoff:.3f}"
     return f"{text} ({state})" if state else text

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from autodisc.reporting.answers import Answers
+from autodisc.search.tradeoff import Score
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Choice:
     floor: float
     standard_error: float
     tradeoff: float
+    balance: float = 0.0  # between heads and neurons
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,16 @@ class TrialRow:
     error: str | None
     stopped_at: int | None = None  # examples seen when it was surely worse than the best
     stopped_metric: float | None = None  # on those
+    balance: float = 0.0
 
     @property
     def failed(self) -> bool:
         """Whether there is nothing to rank."""
         return self.metric is None or self.sparsity is None
+
+    def is_of(self, choice: Choice | None) -> bool:
+        """Whether this is the candidate that was chosen."""
+        return choice is not None and (self.sparsity, self.balance) == (choice.sparsity, choice.balance)
 
 
 @dataclass(frozen=True)
@@ -164,3 +172,15 @@ class StudySummary:
 @dataclass(frozen=True)
 class Summary:
     studies: tuple[StudySummary, ...]
+
+
+def scored(rows: Sequence[TrialRow]) -> list[tuple[TrialRow, Score]]:
+    """The candidates that can be ranked, as the tradeoff takes them."""
+    return [
+        (row, Score(row.sparsity, row.metric, row.floor, row.standard_error))
+        for row in rows
+        if row.sparsity is not None
+        and row.metric is not None
+        and row.floor is not None
+        and row.standard_error is not None
+    ]

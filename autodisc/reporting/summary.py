@@ -23,9 +23,10 @@ from autodisc.reporting.rows import (
     StudySummary,
     Summary,
     TrialRow,
+    scored,
 )
 from autodisc.reporting.verdict import against, headline, verdict
-from autodisc.search.tradeoff import Score, best, tradeoff
+from autodisc.search.tradeoff import best, tradeoff
 
 BASELINES = ("maxidisc", "direct")
 
@@ -57,7 +58,11 @@ def summarize(records: Sequence[Record], *, lam: float | None = None) -> Summary
 def trial_rows(result: dict[str, Any], *, lam: float | None = None) -> tuple[TrialRow, ...]:
     """The trials of a search's result by sparsity, with the tradeoff under ``lam`` where one is given."""
     rows = [_trial_row(trial, lam) for trial in result["trials"]]
-    return tuple(sorted(rows, key=lambda row: (row.sparsity is None, row.sparsity or 0.0, row.number)))
+
+    def place(row: TrialRow) -> tuple[Any, ...]:  # of equal ones the first is chosen: the one of balance 0
+        return row.sparsity is None, row.sparsity or 0.0, abs(row.balance), row.balance, row.number
+
+    return tuple(sorted(rows, key=place))
 
 
 def baseline_rows(result: dict[str, Any]) -> tuple[BaselineTrialRow, ...]:
@@ -75,20 +80,13 @@ def baseline_rows(result: dict[str, Any]) -> tuple[BaselineTrialRow, ...]:
 
 def choose(rows: Sequence[TrialRow], lam: float, *, margin: float) -> Choice | None:
     """What the tradeoff chooses among ``rows`` under ``lam``: the study's own rule, on recorded numbers."""
-    scores = [
-        Score(row.sparsity, row.metric, row.floor, row.standard_error)
-        for row in rows
-        if row.sparsity is not None
-        and row.metric is not None
-        and row.floor is not None
-        and row.standard_error is not None
-    ]
-    index = best(scores, lam, margin)
+    ranked = scored(rows)
+    index = best([score for _, score in ranked], lam, margin)
     if index is None:
         return None
-    score = scores[index]
+    row, score = ranked[index]
     value = tradeoff(score.metric, score.sparsity, lam)
-    return Choice(lam, score.sparsity, score.metric, score.floor, score.standard_error, value)
+    return Choice(lam, score.sparsity, score.metric, score.floor, score.standard_error, value, row.balance)
 
 
 def recorded_choice(result: dict[str, Any], lam: float) -> Choice | None:
@@ -96,7 +94,7 @@ def recorded_choice(result: dict[str, Any], lam: float) -> Choice | None:
     if chosen is None:
         return None
     names = ("sparsity", "metric", "floor", "standard_error", "tradeoff")
-    return Choice(lam, *(chosen[name] for name in names))
+    return Choice(lam, **{name: chosen[name] for name in names}, balance=chosen.get("balance", 0.0))
 
 
 def _groups(records: Sequence[Record]) -> list[_Group]:
@@ -203,6 +201,7 @@ def _trial_row(trial: dict[str, Any], lam: float | None) -> TrialRow:
         neurons=tuple(candidate.get("neurons") or ()),
         stopped_at=stopped.get("examples"),
         stopped_metric=stopped.get("metric"),
+        balance=trial.get("balance", 0.0),
         **{name: trial.get(name) for name in same},
     )
 

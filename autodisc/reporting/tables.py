@@ -94,8 +94,7 @@ def strategy_table(strategies: tuple[StrategyRow, ...]) -> Table:
 
 def trial_table(study: StudySummary) -> Table:
     rows = study.trials
-    sparsity = study.shown.sparsity if study.shown is not None else None
-    marked = next((i for i, row in enumerate(rows) if row.sparsity == sparsity and not row.failed), None)
+    marked = next((i for i, row in enumerate(rows) if row.is_of(study.shown) and not row.failed), None)
     table = trials_as_table(rows, lam=study.lam, marked=marked)
     if study.asked_lam is None or study.shown == study.recorded:
         return table
@@ -103,7 +102,7 @@ def trial_table(study: StudySummary) -> Table:
     for i, row in enumerate(rows):
         if i == marked:
             texts[i][-1] = "★ would be chosen"
-        elif study.recorded is not None and row.sparsity == study.recorded.sparsity and not row.failed:
+        elif row.is_of(study.recorded) and not row.failed:
             texts[i][-1] = "☆ the study's choice"
     return dataclasses.replace(table, rows=tuple(tuple(text) for text in texts))
 
@@ -122,7 +121,7 @@ def trials_as_table(rows: tuple[TrialRow, ...], *, lam: float | None, marked: in
     )
     texts = tuple(
         (
-            units.plain(row.sparsity),
+            units.point(row.sparsity, row.balance),
             units.fixed(row.scale, 2),
             units.plus_minus(row.metric, row.standard_error),
             units.fixed(row.floor),

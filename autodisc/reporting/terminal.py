@@ -32,7 +32,7 @@ from autodisc.reporting import units
 from autodisc.reporting.bench import bench_tables
 from autodisc.reporting.events import EventProgress
 from autodisc.reporting.rows import StrategyRow, Summary
-from autodisc.reporting.summary import baseline_rows, trial_rows
+from autodisc.reporting.summary import baseline_rows, recorded_choice, trial_rows
 from autodisc.reporting.tables import Table, baseline_table, strategy_table, trial_table, trials_as_table
 from autodisc.search.budgets import said
 
@@ -154,12 +154,13 @@ def print_search(result: dict[str, Any], *, console: Console | None = None) -> N
     """The candidates of a search's result, the chosen one marked."""
     rows = trial_rows(result)
     best, student = result["best"], result.get("student")
-    marked = next((i for i, row in enumerate(rows) if best and row.sparsity == best["sparsity"]), None)
+    chosen = recorded_choice(result, 0.0)
+    marked = next((i for i, row in enumerate(rows) if row.is_of(chosen)), None)
     out = _console(console)
     _print_table(out, trials_as_table(rows, lam=None, marked=marked))
     if best:
         out.print(
-            f"chosen: sparsity {units.plain(best['sparsity'])}, metric"
+            f"chosen: sparsity {units.point(best['sparsity'], best.get('balance', 0.0))}, metric"
             f" {units.plus_minus(best['metric'], best['standard_error'])}, tradeoff {best['tradeoff']:.3f}"
         )
     elif any(not row.failed for row in rows):
@@ -178,7 +179,7 @@ def print_candidates(result: dict[str, Any], *, console: Console | None = None) 
     cells = [
         (
             name,
-            units.plain(row["sparsity"]),
+            units.point(row["sparsity"], row.get("balance", 0.0)),
             units.plus_minus(row["metric"], row.get("standard_error")),
             units.scaled(row["params"]),
             units.scaled(row["macs"]),

@@ -22,6 +22,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
+def point(sparsity: float | None, balance: float) -> str:
+    """A candidate by its sparsity, and by its balance where that is not the paper's."""
+    return f"{plain(sparsity)}, balance {plain(balance)}" if balance else plain(sparsity)
+
+
 def plain(value: float | None) -> str:
     """A setting such as a sparsity or λ, without trailing zeros."""
     return NONE if value is None else f"{value:g}"

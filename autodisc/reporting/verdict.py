@@ -69,7 +69,8 @@ def compare(ours: StrategyRow, theirs: StrategyRow) -> str | None:
 
 def describe(choice: Choice) -> str:
     return (
-        f"sparsity {units.plain(choice.sparsity)} (metric {units.plus_minus(choice.metric, choice.standard_error)},"
+        f"sparsity {units.point(choice.sparsity, choice.balance)}"
+        f" (metric {units.plus_minus(choice.metric, choice.standard_error)},"
         f" floor {choice.floor:.3f}, tradeoff {choice.tradeoff:.3f})"
     )
 
@@ -92,7 +93,7 @@ def _choice(study: StudySummary) -> str:
     closest = max(complete, key=lambda row: (row.metric or 0.0) - (row.floor or 0.0))
     return (
         f"No candidate left the floor by {units.plain(study.margin)} × its standard error; no teacher assistant was"
-        f" chosen (closest: sparsity {units.plain(closest.sparsity)}, metric"
+        f" chosen (closest: sparsity {units.point(closest.sparsity, closest.balance)}, metric"
         f" {units.plus_minus(closest.metric, closest.standard_error)}, floor {units.fixed(closest.floor)})."
         f" {_way_out(study)}"
     )
@@ -108,8 +109,9 @@ def _reranked(study: StudySummary) -> str:
     lam = units.plain(study.asked_lam)
     if study.reranked is None:
         return f"Ranked again at λ = {lam}, none is feasible either."
-    if study.recorded is not None and study.reranked.sparsity == study.recorded.sparsity:
-        return f"Ranked again at λ = {lam}, the choice stays at sparsity {units.plain(study.recorded.sparsity)}."
+    before, now = study.recorded, study.reranked
+    if before is not None and (now.sparsity, now.balance) == (before.sparsity, before.balance):
+        return f"Ranked again at λ = {lam}, the choice stays at sparsity {units.point(now.sparsity, now.balance)}."
     student = " The student here was distilled from the recorded choice." if study.strategy("autodisc") else ""
     return f"Ranked again at λ = {lam}, the choice would be {describe(study.reranked)}.{student}"
 
@@ -245,7 +247,7 @@ def _trial_findings(study: StudySummary) -> list[str]:
         for row in study.trials
         if row.feasible
         and row.tradeoff is not None
-        and row.sparsity != choice.sparsity
+        and not row.is_of(choice)
         and choice.tradeoff - row.tradeoff <= choice.standard_error
     ]
     if near:
@@ -262,4 +264,5 @@ def _trial_findings(study: StudySummary) -> list[str]:
 def _listed(rows: Sequence[TrialRow]) -> str:
     """Their sparsities, the first dozen by name."""
     more = f" and {len(rows) - 12} more" if len(rows) > 12 else ""
-    return ", ".join(units.plain(row.sparsity) for row in rows[:12]) + more
+    points = (units.point(row.sparsity, row.balance) for row in rows[:12])
+    return ("; " if any(row.balance for row in rows) else ", ").join(points) + more

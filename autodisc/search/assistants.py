@@ -37,6 +37,7 @@ from autodisc.search.storage import (
     of_record,
     quiet_optuna,
     reseed,
+    startup_trials,
     tell,
     waiting,
 )
@@ -47,7 +48,6 @@ from autodisc.search.workers import apart, processes, spread
 
 STAGE = "trials"
 FLOOR_CONSTRAINT = "leaves the floor"
-STARTUP = 10  # random trials before the sampler learns from them: Optuna's default for TPE
 LATENCY = "latency_ms"
 SCORE = ("sparsity", "metric", "floor", "standard_error")
 
@@ -63,7 +63,7 @@ def measure(opened: Opened, candidate: Candidate, workshop: Workshop) -> Measure
 def run_study(
     study: optuna.Study,
     opened: Opened,
-    candidates: Mapping[float, Candidate],
+    candidates: Sequence[Candidate],
     config: SearchConfig,
     workshop: Workshop,
     *,
@@ -72,26 +72,27 @@ def run_study(
 ) -> None:
     """Run the study's outstanding trials: every candidate once, or ``config.trials`` in total.
 
-    With ``latency`` a trial records what is predicted of its candidate; ``watch`` looks on.
+    Where none is sampled they are visited in their order. With ``latency`` a trial records what is predicted of its
+    candidate; ``watch`` looks on.
     """
     watch = watch or Unwatched()
-    points = sorted(candidates)
-    total, sample = _extent(config, points)
+    points = _Points.of(candidates)
+    total, sample = _extent(config, candidates)
     if not sample:
-        enqueue_missing(study, [{"sparsity": s} for s in points[:total]])
-    jobs = processes(config.jobs, workshop, backend=config.backend)
+        enqueue_missing(study, points.queued[:total])
+    jobs, startup = processes(config.jobs, workshop, backend=config.backend), startup_trials(total)
     failures = 0
     with workshop.progress.stage(STAGE, total * _batches(workshop)) as bar:
         bar.advance(min(completed(study), total) * _batches(workshop))
         while (done := completed(study)) < total and (waiting(study) or (sample and failures < total)):
-            at_once = max(STARTUP - done, 1) if sample else total  # whatever the jobs: they change no choice
+            at_once = max(startup - done, 1) if sample else total  # whatever the jobs: they change no choice
             trials: list[optuna.Trial] = []
             asked: dict[int, Candidate] = {}
             for _ in range(min(at_once, total - done)):
-                reseed(study, workshop.runtime.seed)
+                reseed(study, workshop.runtime.seed, config.sampler, startup)
                 for trial in ask(study, 1, sample=sample):
                     trials.append(trial)
-                    asked[trial.number] = candidates[_suggest(trial, config, points)]
+                    asked[trial.number] = points.suggest(trial, config)
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
                 found = _measure(
@@ -115,7 +116,7 @@ def run_study(
 def join_study(
     shared: SharedStudy,
     opened: Opened,
-    candidates: Mapping[float, Candidate],
+    candidates: Sequence[Candidate],
     config: SearchConfig,
     workshop: Workshop,
     *,
@@ -124,10 +125,10 @@ def join_study(
 ) -> int:
     """Take trials of a study that others take trials of, one at a time, until all are done; returns how many."""
     watch = watch or Unwatched()
-    points = sorted(candidates)
-    total, sample = _extent(config, points)
+    points = _Points.of(candidates)
+    total, sample = _extent(config, candidates)
     taken = 0
-    queued = [{}] * total if sample else [{"sparsity": point} for point in points[:total]]
+    queued = [{}] * total if sample else points.queued[:total]
     with (
         workshop.progress.stage(STAGE, total * _batches(workshop)) as bar,
         contextlib.closing(shared.trials(queued)) as trials,
@@ -136,7 +137,7 @@ def join_study(
         bar.advance(min(completed(shared.study), total) * _batches(workshop))
         for trial in trials:
             try:
-                candidate = candidates[_suggest(trial, config, points)]
+                candidate = points.suggest(trial, config)
                 judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
                 with workshop.ledger.stage(STAGE):
                     (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
@@ -157,12 +158,40 @@ def join_study(
     return taken
 
 
-def _extent(config: SearchConfig, points: Sequence[float]) -> tuple[int, bool]:
+@dataclass(frozen=True)
+class _Points:
+    """Candidates by what a trial suggests: the sparsity, and the balance where there is more than one."""
+
+    candidates: Sequence[Candidate]
+    sparsities: tuple[float, ...]
+    balances: tuple[float, ...]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate]) -> _Points:
+        sparsities, balances = {c.sparsity for c in candidates}, {c.balance for c in candidates}
+        return cls(candidates, tuple(sorted(sparsities)), tuple(sorted(balances)))
+
+    @property
+    def queued(self) -> list[dict[str, float]]:
+        """A trial's parameters for each candidate."""
+        names = ("sparsity", "balance") if len(self.balances) > 1 else ("sparsity",)
+        return [{name: getattr(candidate, name) for name in names} for candidate in self.candidates]
+
+    def suggest(self, trial: optuna.Trial, config: SearchConfig) -> Candidate:
+        """The candidate nearest to what the sampler, or the queue, suggests."""
+        found = {
+            "sparsity": _suggest(trial, "sparsity", self.sparsities, step=None if config.low is None else config.step),
+            "balance": _suggest(trial, "balance", self.balances) if len(self.balances) > 1 else self.balances[0],
+        }
+        for name, value in found.items():
+            trial.set_user_attr(name, value)
+        return next(c for c in self.candidates if (c.sparsity, c.balance) == tuple(found.values()))
+
+
+def _extent(config: SearchConfig, candidates: Sequence[Candidate]) -> tuple[int, bool]:
     """How many trials there are to be in all, and whether the sampler chooses their points."""
-    total = config.trials or len(points)
-    if config.low is not None and total < len(points):
-        return total, True
-    return min(total, len(points)), False
+    total = min(config.trials or len(candidates), len(candidates))
+    return total, config.sampled and total < len(candidates)
 
 
 def _measure(
@@ -246,10 +275,10 @@ def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) ->
     A trial that failed or was cut short is left out where its point was tried again.
     """
     rows = [_row(trial, config) for trial in of_record(study)]
-    rows.sort(key=lambda row: (row["sparsity"] or 0.0, row["number"]))
+    rows.sort(key=lambda row: (row["sparsity"] or 0.0, abs(row["balance"]), row["balance"], row["number"]))
     done = [row for row in rows if row["state"] == "COMPLETE"]
     chosen = best([Score(*(row[name] for name in SCORE)) for row in done], config.lam, config.margin)
-    keys = (*SCORE, "tradeoff", "feasible", "scale", "params", "macs", "number")
+    keys = (*SCORE, "balance", "tradeoff", "feasible", "scale", "params", "macs", "number")
     return {
         "best": None if chosen is None else {key: done[chosen][key] for key in keys},
         "trials": rows,
@@ -258,22 +287,26 @@ def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) ->
     }
 
 
-def _suggest(trial: optuna.Trial, config: SearchConfig, points: list[float]) -> float:
-    if config.low is not None and len(points) > 1:
-        value = trial.suggest_float("sparsity", points[0], points[-1], step=config.step)
-    elif len(points) > 1:
-        value = trial.suggest_float("sparsity", points[0], points[-1])
+def chain_of(assistants: Sequence[Candidate], chosen: Mapping[str, Any], student: Candidate) -> list[Candidate]:
+    """The ``chosen`` assistant of a search's result, those of its balance between, and the student, by sparsity."""
+    balance = chosen.get("balance", 0.0)  # studies did not always have it
+    alike = [each for each in assistants if each.balance == balance and each.sparsity >= chosen["sparsity"]]
+    return [*sorted(alike, key=lambda each: each.sparsity), student]
+
+
+def _suggest(trial: optuna.Trial, name: str, points: Sequence[float], *, step: float | None = None) -> float:
+    if len(points) > 1:
+        value = trial.suggest_float(name, points[0], points[-1], step=step)
     else:
-        value = trial.suggest_categorical("sparsity", points)
-    point = min(points, key=lambda point: abs(point - value))
-    trial.set_user_attr("sparsity", point)
-    return point
+        value = trial.suggest_categorical(name, points)
+    return min(points, key=lambda point: abs(point - value))
 
 
 def _attributes(measured: Measured) -> dict[str, Any]:
     heads, neurons = measured.candidate.heads, measured.candidate.neurons
     return {
         "sparsity": measured.candidate.sparsity,
+        "balance": measured.candidate.balance,
         "metric": measured.score.metric,
         "floor": measured.score.floor,
         "standard_error": measured.score.standard_error,
@@ -288,8 +321,9 @@ def _attributes(measured: Measured) -> dict[str, Any]:
 
 def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
     # The point itself: what Optuna counts up from the range's low differs in the last digit.
-    sparsity = trial.user_attrs.get("sparsity", trial.system_attrs.get("fixed_params", trial.params).get("sparsity"))
-    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": sparsity}
+    asked = {**trial.system_attrs.get("fixed_params", trial.params), **trial.user_attrs}
+    row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": asked.get("sparsity")}
+    row["balance"] = asked.get("balance", 0.0)
     names = ("metric", "floor", "standard_error", "scale", "params", "macs", "seconds", "candidate")
     row |= {name: trial.user_attrs.get(name) for name in names}
     if LATENCY in trial.user_attrs:

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
 from filelock import SoftFileLease, Timeout
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
@@ -27,10 +26,19 @@ from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc import leases
-from autodisc.config import StudyConfig
+from autodisc.config import Sampler, StudyConfig
 from autodisc.errors import StudyError
 from autodisc.search.patience import MISSED
-from autodisc.search.storage import DONE, ERROR, SHARED, completed, open_storage, quiet_optuna
+from autodisc.search.storage import (
+    DONE,
+    ERROR,
+    SHARED,
+    completed,
+    make_sampler,
+    open_storage,
+    quiet_optuna,
+    startup_trials,
+)
 
 WORKER, LOST = "worker", "duplicate"  # a trial's: who ran it, and whether its point was another's
 POLL_S = 0.5
@@ -73,11 +81,13 @@ class SharedStudy:
     heartbeat_s: int
     seed: int
     retries: int
+    sampler: Sampler
     _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # others' trials beside a journal, by number
 
     @classmethod
     def of(cls, study: optuna.Study, folder: Path, config: StudyConfig) -> SharedStudy:
-        return cls(study, folder, config.search.heartbeat_s, config.runtime.seed, config.search.retries)
+        search = config.search
+        return cls(study, folder, search.heartbeat_s, config.runtime.seed, search.retries, search.sampler)
 
     @property
     def storage(self) -> BaseStorage:
@@ -92,7 +102,7 @@ class SharedStudy:
         while completed(self.study) < len(points):
             self.close_dead()
             with contextlib.ExitStack() as alive:
-                trial = self._claim(alive)
+                trial = self._claim(alive, startup_trials(len(points)))
                 if trial is not None:
                     try:
                         yield trial
@@ -126,7 +136,7 @@ class SharedStudy:
             return [{}] * (len(points) - len(open_or_done) - len(failed))
         return [p for p in points if p not in open_or_done and failed.count(p) <= self.retries]
 
-    def _claim(self, alive: contextlib.ExitStack) -> optuna.Trial | None:
+    def _claim(self, alive: contextlib.ExitStack, startup: int) -> optuna.Trial | None:
         """A waiting trial that is this process's from now on, and shows so until ``alive`` ends."""
         for waiting in self._of(TrialState.WAITING):
             with contextlib.ExitStack() as signs, contextlib.suppress(UpdateFinishedTrialError):
@@ -140,8 +150,7 @@ class SharedStudy:
                     self.study.tell(trial, state=TrialState.FAIL)
                     continue
                 trial.set_user_attr(WORKER, me())
-                own = int(np.random.SeedSequence([self.seed, trial.number]).generate_state(1)[0])
-                self.study.sampler = optuna.samplers.TPESampler(seed=own)
+                self.study.sampler = make_sampler(self.sampler, self.seed, trial.number, startup)
                 alive.push(signs.pop_all())
                 return trial
         return None

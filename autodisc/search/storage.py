@@ -16,6 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import FrozenTrial, TrialState
 
+from autodisc.config import Sampler
 from autodisc.errors import DivergedError, StudyError, one_line
 from autodisc.files import disk_error
 from autodisc.search.patience import open_database
@@ -24,6 +25,7 @@ from autodisc.urls import public, redacted, with_password
 FINGERPRINT, ERROR = "fingerprint", "error"
 SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
+STARTUP = 10
 Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -105,7 +107,6 @@ def open_study(
     name: str,
     storage: str,
     *,
-    seed: int,
     fingerprint: dict[str, Any],
     metric_name: str,
     say: Say = lambda text: None,
@@ -138,8 +139,7 @@ def open_study(
             )
         if heartbeat_s is None:
             close_stale(study)
-        reseed(study, seed)
-    return study
+        return study
 
 
 def load_study(name: str, storage: str) -> optuna.Study:
@@ -152,7 +152,7 @@ def load_study(name: str, storage: str) -> optuna.Study:
         raise StudyError(f"search.storage: {storage} holds no study named '{name}'") from None
 
 
-def reseed(study: optuna.Study, seed: int) -> None:
+def reseed(study: optuna.Study, seed: int, sampler: Sampler, startup: int) -> None:
     """Give the next trial a sampler of its own, by the seed and the trials before it.
 
     One sampler for all of them would repeat its first points when a study goes on; so a study that was stopped visits
@@ -162,8 +162,19 @@ def reseed(study: optuna.Study, seed: int) -> None:
     place = sum(
         t.state is not TrialState.WAITING and (t.state is not TrialState.FAIL or ERROR in t.user_attrs) for t in before
     )
+    study.sampler = make_sampler(sampler, seed, place, startup)
+
+
+def make_sampler(name: Sampler, seed: int, place: int, startup: int) -> optuna.samplers.BaseSampler:
+    """Of the trial at a ``place``; it learns from ``startup`` trials on."""
     own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
-    study.sampler = optuna.samplers.TPESampler(seed=own)
+    kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[name]
+    return kind(seed=own, n_startup_trials=startup)
+
+
+def startup_trials(total: int) -> int:
+    """Trials at random before the sampler learns from them: Optuna's ten for TPE, or half, where there are few."""
+    return min(STARTUP, max(1, total // 2))
 
 
 def close_stale(study: optuna.Study) -> None:

@@ -84,7 +84,7 @@ def known_student(name: str, storage: str, made_of: Mapping[str, Any], budget: B
 
 def run_students(name: str, storage: str, made_of: dict[str, Any], uses: Sequence[Use], budget: BudgetConfig) -> Use:
     """Record every student in a study of its own, or go on with it, and return the best: the least sparse allowed."""
-    study = open_study(name, storage, seed=0, fingerprint=made_of, metric_name="scale")
+    study = open_study(name, storage, fingerprint=made_of, metric_name="scale")
     points, limits = {use.sparsity: use for use in uses}, allowed(budget)
     enqueue_missing(study, [{"sparsity": sparsity} for sparsity in points])
     for trial in ask(study, waiting(study)):

@@ -38,7 +38,8 @@ def tradeoff(metric: float, sparsity: float, lam: float) -> float:
 
 
 def best(scores: Sequence[Score], lam: float, margin: float = 1.0) -> int | None:
-    """Index of the feasible score with the highest tradeoff; a tie goes to the sparser. None: none is feasible."""
+    """Index of the feasible score with the highest tradeoff; a tie goes to the sparser, then to the
+    first. None: none is feasible."""
     feasible = [i for i, score in enumerate(scores) if score.feasible(margin)]
     if not feasible:
         return None

@@ -85,6 +85,21 @@ def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp
     assert len(one) == 2 * (1 + 3)
 
 
+def test_a_balanced_search_has_as_many_trials_as_the_grid_has_sparsities(settings, tmp_path):
+    comparison = make_comparison(settings(compare={"strategies": ["balanced-tpe", "balanced-gp"], "seeds": [0]}))
+    kinds = [cell.kind for cell in all_cells(comparison, tmp_path)]
+    assert kinds == ["shared", "search-balanced-tpe", "search-balanced-gp", "balanced-tpe", "balanced-gp"]
+    for sampler in ("tpe", "gp"):
+        own, theirs = (
+            comparison.study(Cell("mine", 0, 0.9, kind), tmp_path)
+            for kind in (f"balanced-{sampler}", f"search-balanced-{sampler}")
+        )
+        assert own == theirs
+        assert (own.search.sampler, own.search.trials, len(own.search.balances)) == (sampler, 3, 5)
+    whole = make_comparison(settings())
+    assert not any("balanced" in cell.kind for cell in all_cells(whole, tmp_path))  # only where asked for
+
+
 def test_a_cell_has_the_settings_of_its_kind(config, tmp_path):
     comparison = config(compare={"searches": {"short": {"recovery": {"steps": 3}, "lam": 0.5}}})
     study = {

@@ -10,8 +10,9 @@ import pytest
 from autodisc.comparison import running
 from autodisc.comparison.cells import Cell
 from autodisc.comparison.config import make_comparison
-from autodisc.comparison.plan import all_cells
+from autodisc.comparison.plan import all_cells, recorded
 from autodisc.comparison.running import jobs_of, run
+from autodisc.comparison.summary import summarize
 from autodisc.errors import StudyError, TrainingError
 
 FEW = {"strategies": ["direct", "smallest"], "seeds": [0]}
@@ -76,6 +77,22 @@ def test_two_processes_compute_what_one_does(config, copied, tmp_path):
                 trial.pop("number")
             (result.get("best") or {}).pop("number", None)
         assert ours == theirs, cell
+
+
+def test_a_search_of_balances_goes_through_its_own_choice(config, tmp_path):
+    comparison = config(compare={"strategies": ["balanced-tpe"], "seeds": [0]})
+    assert run(comparison, tmp_path) == 0
+    cells = all_cells(comparison, tmp_path)
+    records = recorded(comparison, cells, tmp_path)
+    done = {cell.kind: record for cell, record in records.items()}
+    found, made = done["search-balanced-tpe"].result, done["balanced-tpe"].result
+    assert len(found["trials"]) == 3
+    assert {row["balance"] for row in found["trials"]} <= {-0.5, -0.25, 0.0, 0.25, 0.5}
+    assert made["assistant"] == found["best"]["sparsity"]
+    assert 0 < made["metric"] <= 1
+    (section,) = summarize(comparison, cells, records, tmp_path)
+    (line,) = section.strategies
+    assert line.strategy == "balanced-tpe"
 
 
 def test_a_failed_cell_is_recorded_with_its_reason_the_rest_goes_on_and_a_rerun_tries_again(

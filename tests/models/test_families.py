@@ -13,7 +13,7 @@ from transformers import DebertaV2Config, GPT2Config, Phi3Config
 from autodisc.errors import ModelError
 from autodisc.models.checkpoints import Kept
 from autodisc.models.inference import forward_macs, saved_macs
-from autodisc.models.layouts import base_shape, blocks, embeddings, encoder_parameters, layout_of
+from autodisc.models.layouts import base_shape, blocks, embeddings, encoder_parameters, layout_of, unit_ratio
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.pruning.masks import masked
 from autodisc.pruning.supernet import Supernet, extract
@@ -145,6 +145,15 @@ def test_a_unit_that_the_model_has_lost_cannot_be_kept(tiny, random_ranking):
     pruned = extract(model, ranking, candidate(ranking, 0.5))
     with pytest.raises(ValueError, match="not in the model"):
         keep(pruned, Kept.everything(model.config))
+
+
+def test_the_ratio_is_of_the_parameters_that_heads_and_neurons_bring(tiny, any_family):
+    model = tiny(any_family)
+    layers = blocks(model)
+    heads, neurons = [block.heads for block in layers], [block.neurons for block in layers]
+    whole, none = encoder_parameters(model, heads, neurons), [0] * len(layers)
+    brought = [whole - encoder_parameters(model, *left) for left in ((none, neurons), (heads, none))]
+    assert unit_ratio(layers) == pytest.approx(brought[0] / brought[1])
 
 
 @pytest.mark.parametrize("family", ["bert", "distilbert", "electra", "roberta", "camembert", "xlm-roberta"])

@@ -2,10 +2,19 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 
-from autodisc.pruning.candidates import NEURON_MULTIPLE, Candidate, Ranking, candidate, nested_candidates
+from autodisc.pruning.candidates import (
+    NEURON_MULTIPLE,
+    Candidate,
+    Ranking,
+    all_candidates,
+    candidate,
+    envelope,
+    nested_candidates,
+)
 
 SHAPES = [(3, 4, 32), (6, 12, 1536), (4, 2, 30), (1, 1, 8), (5, 3, 7)]  # layers, heads, neurons
 
@@ -58,6 +67,42 @@ def test_the_removed_fraction_is_the_sparsity_up_to_rounding(ranking, shape):
         assert abs(sum(c.heads) - (1 - sparsity) * layers * heads) <= 0.5
         # Each width moves by at most half a multiple.
         assert abs(sum(c.neurons) - (1 - sparsity) * layers * neurons) <= 0.5 + layers * NEURON_MULTIPLE / 2
+
+
+@pytest.mark.parametrize(("ranking", "shape"), RANKINGS)
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 2.0])
+def test_a_balance_moves_parameters_and_keeps_their_number(ranking, shape, ratio):
+    layers, heads, neurons = shape
+    ranking = replace(ranking, ratio=ratio)
+    slack = ratio * 0.5 / (layers * heads) + (0.5 + layers * NEURON_MULTIPLE / 2) / (layers * neurons)  # rounding
+    for sparsity in (0.3, 0.5, 0.7, 0.85):
+        found = [candidate(ranking, sparsity, balance, least=0.1) for balance in (-0.5, -0.25, 0.0, 0.25, 0.5)]
+        kept = [sum(c.heads) for c in found]
+        assert kept == sorted(kept)
+        for c in found:
+            parameters = ratio * sum(c.heads) / (layers * heads) + sum(c.neurons) / (layers * neurons)
+            assert abs(parameters - (1 - sparsity) * (1 + ratio)) <= slack + 1e-6
+
+
+@pytest.mark.parametrize(("ranking", "shape"), RANKINGS)
+@pytest.mark.parametrize("balance", [-0.9, -0.5, 0.5, 1.0])
+def test_a_balance_leaves_what_the_student_needs_and_nests_in_itself(ranking, shape, balance):
+    student = candidate(ranking, 0.9)
+    found = [
+        candidate(ranking, sparsity, balance, least=student.scale) for sparsity in (0.05, 0.3, 0.5, 0.7, 0.85, 0.89)
+    ]
+    for larger, smaller in itertools.pairwise([*found, student]):
+        assert smaller.fits_in(larger)
+
+
+def test_all_fit_in_their_envelope_and_nested_ones_in_the_largest():
+    ranking = shuffled(3, 4, 32, 0)
+    found = all_candidates(ranking, (0.5, 0.3), (0.5, 0.0, -0.5), least=0.1)
+    assert [(c.sparsity, c.balance) for c in found] == [(s, b) for s in (0.3, 0.5) for b in (0.0, -0.5, 0.5)]
+    assert all(c.fits_in(envelope(found)) for c in found)
+    assert not any(envelope(found).fits_in(c) for c in found)
+    nested = list(nested_candidates(ranking, (0.3, 0.5, 0.9)).values())
+    assert envelope(nested) == nested[0] == envelope(nested[:1])
 
 
 def test_the_most_expendable_units_go_first():

@@ -109,9 +109,9 @@ def failed(number: int, sparsity: float, error: str = "RuntimeError: out of memo
 def search_result(trials: list[dict[str, Any]]) -> dict[str, Any]:
     feasible = [t for t in trials if t["feasible"]]
     best = max(feasible, key=lambda t: (t["tradeoff"], t["sparsity"]), default=None)
-    names = ("sparsity", "metric", "floor", "standard_error", "tradeoff", "feasible")
+    names = ("sparsity", "metric", "floor", "standard_error", "tradeoff", "feasible", "balance")
     return {
-        "best": None if best is None else {name: best[name] for name in names},
+        "best": None if best is None else {name: best[name] for name in names if name in best},
         "trials": trials,
         "teacher": {"metric": 0.8375, "params": 10_600_000, "macs": 680_000_000},
         "storage": "/studies/mrpc/study.log",

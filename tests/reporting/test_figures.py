@@ -11,6 +11,7 @@ from autodisc.reporting.pictures import pictures
 from autodisc.reporting.records import read_records
 from autodisc.reporting.rows import Curve
 from autodisc.reporting.summary import summarize
+from autodisc.reporting.tables import trial_table
 
 
 @pytest.fixture
@@ -26,6 +27,25 @@ def test_tradeoff_data_marks_the_chosen_and_the_infeasible(study):
     for point in data.points:
         assert point.tradeoff == pytest.approx(point.metric + 0.2 * point.sparsity)
         assert point.scale == pytest.approx(1 - point.sparsity)
+
+
+def test_balances_are_told_apart_and_joined_by_a_line_of_the_best(make, tmp_path):
+    metrics = {(0.5, -0.5): 0.76, (0.5, 0.0): 0.79, (0.7, 0.0): 0.75, (0.7, 0.5): 0.80}
+    trials = [{**make.trial(i, s, m), "balance": b} for i, ((s, b), m) in enumerate(metrics.items())]
+    (study,) = summarize(read_records([make.write(tmp_path, make.search(trials))])).studies
+    data = figure_data.study_tradeoff(study)
+    assert [(p.sparsity, p.balance) for p in data.points] == list(metrics)
+    assert [(p.sparsity, p.balance) for p in data.line] == [(0.5, 0.0), (0.7, 0.5)]
+    assert [(p.sparsity, p.balance) for p in data.points if p.chosen] == [(0.7, 0.5)]
+    kept = figure_data.kept_data(study, "heads")
+    assert kept.points == ("0.5", "0.5, balance -0.5", "0.7", "0.7, balance 0.5")
+    assert kept.chosen == 3
+    assert "sparsity 0.7, balance 0.5 (metric 0.800" in study.verdict[0]
+    table = trial_table(study)
+    assert [row[0] for row in table.rows if "chosen" in row[-1]] == ["0.7, balance 0.5"]
+    (again,) = summarize(read_records([tmp_path]), lam=0.0).studies
+    assert "the choice stays at sparsity 0.7, balance 0.5" in again.verdict[1]
+    assert all(picture.alternative for picture in pictures(study))
 
 
 def test_tradeoff_data_leaves_failed_trials_out(make):
@@ -56,7 +76,7 @@ def test_kept_data_has_a_row_per_layer_and_a_column_per_candidate(study):
     data = figure_data.kept_data(study, "heads")
     assert len(data.kept) == 6
     assert all(len(row) == 7 for row in data.kept)
-    assert data.sparsities[data.chosen] == 0.8
+    assert data.points[data.chosen] == "0.8"
 
 
 def test_long_curves_are_thinned_and_keep_their_ends(study):

@@ -14,7 +14,7 @@ import pytest
 
 from autodisc.config import SearchConfig
 from autodisc.distillation.schedule import Workshop
-from autodisc.pruning.candidates import Candidate, nested_candidates
+from autodisc.pruning.candidates import Candidate, all_candidates, nested_candidates
 from autodisc.pruning.supernet import Supernet
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.storage import open_study
@@ -33,10 +33,11 @@ class Bench:
     def candidates(self, points=GRID) -> dict[float, Candidate]:
         return nested_candidates(self.supernet.ranking, points)
 
-    def open(self, name: str = "journal", *, seed: int = 0, **made_of: Any) -> optuna.Study:
-        return open_study(
-            "toy", str(self.folder / f"{name}.log"), seed=seed, fingerprint={"a": 1, **made_of}, metric_name="m"
-        )
+    def balanced(self, points, balances) -> list[Candidate]:
+        return all_candidates(self.supernet.ranking, points, balances, least=0.1)
+
+    def open(self, name: str = "journal", **made_of: Any) -> optuna.Study:
+        return open_study("toy", str(self.folder / f"{name}.log"), fingerprint={"a": 1, **made_of}, metric_name="m")
 
     @staticmethod
     def config(**settings: Any) -> SearchConfig:
@@ -45,7 +46,8 @@ class Bench:
     def run(self, study: optuna.Study, *, points=GRID, progress=None, opened=None, **settings: Any) -> dict[str, Any]:
         config = search_config(**settings)
         workshop = self.workshop if progress is None else replace(self.workshop, progress=progress)
-        run_study(study, opened or self.supernet.active, self.candidates(points), config, workshop)
+        candidates = self.balanced(points, config.balances)
+        run_study(study, opened or self.supernet.active, candidates, config, workshop)
         return search_result(study, config, storage="here")
 
     def failing(self, error: BaseException, *sparsities: float) -> Any:

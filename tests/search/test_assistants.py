@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from dataclasses import replace
 
 import optuna
@@ -12,8 +13,9 @@ from optuna.trial import TrialState
 from autodisc.errors import StudyError, TrainingError
 from autodisc.models.inference import forward_macs
 from autodisc.models.layouts import encoder_parameters
+from autodisc.pruning.candidates import candidate
 from autodisc.search import assistants
-from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
+from autodisc.search.assistants import FLOOR_CONSTRAINT, chain_of, measure
 from autodisc.search.storage import open_storage, tell
 from autodisc.tasks import batches as batching
 
@@ -48,15 +50,15 @@ def test_a_trial_records_what_it_measured(bench):
     result = bench.run(bench.open(), lam=0.3)
     task = bench.workshop.task
     for row in result["trials"]:
-        candidate = bench.candidates()[row["sparsity"]]
-        cut = bench.supernet.extract(candidate)
-        assert row["metric"] == bench.workshop.metric(cut, candidate)
+        one = bench.candidates()[row["sparsity"]]
+        cut = bench.supernet.extract(one)
+        assert row["metric"] == bench.workshop.metric(cut, one)
         assert row["floor"] == task.metric.floor(task.validation.labels)
         assert row["tradeoff"] == pytest.approx(row["metric"] + 0.3 * row["sparsity"])
         assert "error" not in row
         assert row["scale"] == pytest.approx(1 - row["sparsity"])
         assert (row["params"], row["macs"]) == (encoder_parameters(cut), forward_macs(cut))
-        assert row["candidate"] == {"heads": list(candidate.heads), "neurons": list(candidate.neurons)}
+        assert row["candidate"] == {"heads": list(one.heads), "neurons": list(one.neurons)}
         assert row["seconds"] > 0
     sizes = [(row["params"], row["macs"]) for row in result["trials"]]
     assert sizes == sorted(sizes, reverse=True)
@@ -324,8 +326,47 @@ def test_a_sampled_range_counts_its_trials_in_total_and_goes_on_with_other_point
     assert [row for row in found["trials"] if row["number"] < 3] == first["trials"]
 
 
-def test_the_sampler_is_the_one_that_is_said(bench):
-    assert isinstance(bench.open().sampler, optuna.samplers.TPESampler)
+@pytest.mark.parametrize(("name", "kind"), [("tpe", optuna.samplers.TPESampler), ("gp", optuna.samplers.GPSampler)])
+def test_the_sampler_is_the_one_that_is_said(bench, name, kind):
+    study = bench.open()
+    found = bench.run(study, balances=(-0.5, 0.0, 0.5), trials=6, sampler=name)
+    assert isinstance(study.sampler, kind)
+    assert len(found["trials"]) == 6
+    points = {(row["sparsity"], row["balance"]) for row in found["trials"]}
+    assert points <= {(s, b) for s in GRID for b in (-0.5, 0.0, 0.5)}
+
+
+def test_every_balance_of_every_sparsity_is_visited_once_and_measured_as_its_slice(bench):
+    study = bench.open()
+    found = bench.run(study, points=(0.3, 0.7), balances=(-0.5, 0.0, 0.5))
+    expected = [(s, b) for s in (0.3, 0.7) for b in (0.0, -0.5, 0.5)]
+    assert [(row["sparsity"], row["balance"]) for row in found["trials"]] == expected
+    assert [(t.params["sparsity"], t.params["balance"]) for t in study.trials] == expected
+    for row, (sparsity, balance) in zip(found["trials"], expected, strict=True):
+        one = candidate(bench.supernet.ranking, sparsity, balance, least=0.1)
+        assert row["metric"] == bench.workshop.metric(bench.supernet.extract(one), one)
+        assert row["candidate"] == {"heads": list(one.heads), "neurons": list(one.neurons)}
+    kept = {row["balance"]: sum(row["candidate"]["heads"]) for row in found["trials"] if row["sparsity"] == 0.7}
+    assert kept[-0.5] < kept[0.0] < kept[0.5]
+    best = found["best"]
+    assert best["tradeoff"] == study.best_value
+    assert best["balance"] == study.best_trial.user_attrs["balance"]
+
+
+def test_one_balance_is_the_study_of_sparsities_alone(bench):
+    study = bench.open()
+    bench.run(study)
+    assert all(set(t.params) == {"sparsity"} for t in study.trials)
+
+
+def test_a_chain_is_of_the_chosen_balance_down_to_the_student(bench):
+    assistants = bench.balanced((0.3, 0.5, 0.7), (-0.5, 0.0, 0.5))
+    student = candidate(bench.supernet.ranking, 0.9)
+    chain = chain_of(assistants, {"sparsity": 0.5, "balance": -0.5}, student)
+    assert [(c.sparsity, c.balance) for c in chain] == [(0.5, -0.5), (0.7, -0.5), (0.9, 0.0)]
+    assert all(smaller.fits_in(larger) for larger, smaller in itertools.pairwise(chain))
+    before = chain_of(assistants, {"sparsity": 0.5}, student)  # a record of when there was no balance
+    assert [(c.sparsity, c.balance) for c in before] == [(0.5, 0.0), (0.7, 0.0), (0.9, 0.0)]
 
 
 def test_one_point_is_a_study_of_one_trial(bench):
