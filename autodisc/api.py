@@ -27,6 +27,7 @@ from autodisc.preparing import (
     FREE,
     FREE_IN_BASELINE,
     FREE_IN_FINETUNING,
+    default_settings,
     keep_ranking,
     made_of,
     opened,
@@ -36,8 +37,9 @@ from autodisc.preparing import (
     with_student,
 )
 from autodisc.progress import Progress
+from autodisc.pruning.candidates import Candidate, chain_from
 from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
-from autodisc.search.assistants import chain_of, run_study, search_result
+from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
 from autodisc.search.storage import open_study
@@ -110,6 +112,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 study_name(config),
                 storage,
                 fingerprint={**made_of(space), **search_settings(config)},
+                defaults=default_settings(),
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
                 say=space.workshop.progress.say,
                 heartbeat_s=config.search.heartbeat_s if shared else None,
@@ -175,14 +178,14 @@ def distill(
         place = finished.place_to_distil(config, FREE, new=new)
         with place.claimed(finished.open(config, progress=progress)) as space:
             take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
-            chain = chain_of(space.assistants, chosen, space.student)
+            chain = chain_from(space.assistant(chosen), space.assistants, space.student)
             start = finished.cut(space, chain[0])
             schedule = distill_sandwich(
                 space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
             )
             told = finished.searched.result["teacher"]["metric"]
             result = _distilled_result(space, schedule.assistant, schedule.student, place.folder, told)
-            result["between"] = [{"sparsity": d.candidate.sparsity, "metric": d.metric} for d in schedule.between]
+            result["between"] = [{**_point(d.candidate), "metric": d.metric} for d in schedule.between]
             result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
             space.record(study, "distill", "autodisc", result)
             try:
@@ -245,10 +248,14 @@ def _save(space: Workspace, distilled: Distilled, path: Path, *, student: bool =
     other = space.other if student else None
     save_model(distilled.model, space.tokenizer if other is None else other.tokenizer, path)
     kept = distilled.candidate
-    found = {"path": str(path), "sparsity": kept.sparsity, "balance": kept.balance, **size(distilled.model)}
+    found = {"path": str(path), **_point(kept), **size(distilled.model)}
     if other is None:
         found["candidate"] = {"heads": list(kept.heads), "neurons": list(kept.neurons)}
     return found
+
+
+def _point(kept: Candidate) -> dict[str, Any]:
+    return {"sparsity": kept.sparsity, "balance": kept.balance}
 
 
 def _distilled_result(

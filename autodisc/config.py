@@ -45,6 +45,10 @@ MetricName = Literal[
 ]
 Strategy = Literal["maxidisc", "direct"]
 Sampler = Literal["tpe", "gp"]  # of Optuna
+OF_SEARCHES = (  # settings that no ranking and no student through a given assistant depends on
+    *("search.lam", "search.scorer", "search.margin", "search.prune", "search.recovery"),
+    *("search.trials", "search.balances", "search.sampler", "search.importance.refit"),
+)
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DEFAULT_STUDENT = 0.9
@@ -225,8 +229,9 @@ class SearchConfig(Section):
     balances: tuple[float, ...] = Field(
         (0.0,),
         min_length=1,
-        description="Between heads and neurons: b keeps (1 − sparsity)(1 + b) of the heads, and neurons for the rest of"
-        " the parameters. With more than one the study has a second dimension; 0 alone is the paper's.",
+        description="Between heads and neurons: b keeps 1 + b times as many heads, as far as there are any and the"
+        " student's are left, and neurons for the rest of the parameters. With more than one the study has a second"
+        " dimension; 0 alone is the paper's.",
     )
     trials: int | None = Field(None, ge=1, description="Total number of trials; none: every point once.")
     sampler: Sampler = Field(
@@ -275,6 +280,8 @@ class SearchConfig(Section):
 
     @model_validator(mode="after")
     def _grid_or_range(self) -> SearchConfig:
+        if self.prune and self.sampler == "gp":
+            raise ValueError("sampler: gp learns nothing of the candidates that prune stops; take tpe, or prune: false")
         if (self.low is None) != (self.high is None):
             raise ValueError("low and high: give both for a range, or neither")
         if self.low is not None and self.sparsities is not None:

@@ -79,8 +79,7 @@ def candidates(
         kept = trial["candidate"]
         facts = {name: trial.get(name) for name in ("state", "metric", "standard_error", "feasible")}
         facts["balance"] = trial.get("balance", 0.0)
-        chosen = result["best"] or {}
-        facts["chosen"] = (trial["sparsity"], facts["balance"]) == (chosen.get("sparsity"), chosen.get("balance", 0.0))
+        facts["chosen"] = result["best"] is not None and trial["number"] == result["best"]["number"]
         if kept is None:  # it failed
             rows.append({**dict.fromkeys(("params", "macs", "latency_ms")), "sparsity": trial["sparsity"], **facts})
         else:
@@ -108,6 +107,7 @@ def export(
     out: Path,
     *,
     sparsity: float | None = None,
+    balance: float | None = None,
     budget: BudgetConfig | None = None,
     format: Format = "autodisc",
     int8: bool = False,
@@ -117,8 +117,10 @@ def export(
 ) -> dict[str, Any]:
     """Write the candidate of a sparsity, or the least sparse within a budget, to the new folder ``out``.
 
-    Without either, the student that was distilled last. Raises ConfigError for a sparsity that the study has no
-    weights for, or a budget that none of its candidates meets; StudyError where there is no study or no student.
+    ``balance`` is one of the study's: its choice's, at the chosen sparsity, or the one nearest to 0, unless given.
+    Without sparsity and budget, the student that was distilled last. Raises ConfigError for a sparsity or balance that
+    the study has no weights for, or a budget that none of its candidates meets; StudyError where there is no study or
+    no student.
     """
     _check(out, format, int8, opset)
     if sparsity is not None and budget is not None:
@@ -135,18 +137,23 @@ def export(
             f"{study}: no student was distilled yet; give a sparsity from {low:g} to {high:g} or a budget, or run"
             f" 'autodisc distill --study {study}' first"
         )
+    balance = _balance(finished, sparsity, balance)
     space = finished.open(config, progress=progress)
     facts: dict[str, Any] = {}
+
+    def cut(point: float) -> Candidate:
+        return candidate(space.ranking(), point, balance=balance, student=space.student.sparsity)
+
     if budget is not None:
         latency = None if budget.latency_ms is None else space.latency(budget.batch, budget.length)
-        points = [candidate(space.ranking(), point) for point in grid(low, high)]
+        points = [cut(point) for point in grid(low, high)]
         limits = allowed(budget)
         use = least_sparse(uses_of(space.teacher, points, latency), limits, of="candidate of the study")
         sparsity, facts["used"] = use.sparsity, {**asdict(use), "budget": budget.model_dump(mode="json")}
     if sparsity is not None:
-        facts |= {"source": finished.config.search.scorer, "sparsity": sparsity}
+        facts |= {"source": finished.config.search.scorer, "sparsity": sparsity, "balance": balance}
         with space.workshop.progress.stage("cutting", None):
-            model, tokenizer = finished.cut(space, candidate(space.ranking(), sparsity)), space.tokenizer
+            model, tokenizer = finished.cut(space, cut(sparsity)), space.tokenizer
     else:
         assert finished.student is not None
         assert finished.distilled is not None
@@ -203,6 +210,20 @@ def _range(finished: Finished) -> tuple[float, float]:
     if finished.config.search.scorer == "recovered":
         return min(finished.config.assistant_sparsities), finished.config.student
     return 0.01, 0.99
+
+
+def _balance(finished: Finished, sparsity: float | None, balance: float | None) -> float:
+    """What was asked for, or what stands for it; ConfigError where the study has no such candidates."""
+    known, best = finished.config.search.balances, finished.searched.result["best"]
+    if balance is not None:
+        if sparsity is None:
+            raise ConfigError("balance: is of the candidate of a sparsity; give --sparsity too")
+        if balance not in known:
+            raise ConfigError(f"balance: got {balance:g}; the study has {', '.join(f'{b:g}' for b in known)}")
+        return balance
+    if best is not None and best["sparsity"] == sparsity:
+        return float(best.get("balance", 0.0))
+    return min(known, key=abs)
 
 
 def _export(

@@ -9,7 +9,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, differences, flatten, read_config
+from autodisc.config import (
+    CONFIG,
+    OF_SEARCHES,
+    DistillationConfig,
+    SearchConfig,
+    StudyConfig,
+    differences,
+    flatten,
+    read_config,
+)
 from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
 from autodisc.leases import once
@@ -36,16 +45,7 @@ FREE = (
     "search.heartbeat_s",
     "search.retries",
 )
-FREE_IN_BASELINE = (
-    *FREE,
-    "search.lam",
-    "search.scorer",
-    "search.margin",
-    "search.prune",
-    "search.recovery",
-    "search.trials",
-    "search.importance.refit",
-)
+FREE_IN_BASELINE = (*FREE, *OF_SEARCHES)
 
 # A teacher is made before anything of this is known.
 FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_model", "search", "distillation")
@@ -65,6 +65,12 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
     """What decides a trial beside model and rows: a storage may hold a study of the same name made otherwise."""
     settings = flatten(config.model_dump(mode="json", include={"search", "distillation"}))
     return {name: value for name, value in settings.items() if name not in FREE}
+
+
+def default_settings() -> dict[str, Any]:
+    """The same of a study that sets nothing."""
+    sections = {"search": SearchConfig(), "distillation": DistillationConfig()}
+    return flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
 
 
 def lease_s(config: StudyConfig) -> float:

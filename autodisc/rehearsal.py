@@ -37,7 +37,7 @@ from autodisc.models.layouts import base_shape, blocks, unit_ratio
 from autodisc.models.spreading import is_spread
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
 from autodisc.progress import Silent
-from autodisc.pruning.candidates import Candidate, Ranking, candidate
+from autodisc.pruning.candidates import Candidate, Ranking, candidate, envelope
 from autodisc.pruning.fisher import Moments, removal_order, second_moments
 from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance, rounds
 from autodisc.pruning.refit import BATCH as REFIT_BATCH
@@ -99,7 +99,8 @@ class _Bench:
         self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
         self.config = _with_student(space, self.ranking)
         self.candidates = assistants_of(self.config, self.ranking)
-        self.nested = [*self.candidates, candidate(self.ranking, self.config.student)]
+        student = candidate(self.ranking, self.config.student)
+        self.nested = list(dict.fromkeys([envelope(self.candidates), *self.candidates, student]))
         self.disk[SET_UP] = _tokens_on_disk(space)
 
     def passes(self) -> Iterator[Pass]:

@@ -21,7 +21,16 @@ from autodisc.costs import Ledger, resume_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.errors import StudyError
 from autodisc.finished import RANKING
-from autodisc.preparing import FREE, keep_ranking, made_of, opened, search_settings, study_name, with_student
+from autodisc.preparing import (
+    FREE,
+    default_settings,
+    keep_ranking,
+    made_of,
+    opened,
+    search_settings,
+    study_name,
+    with_student,
+)
 from autodisc.progress import Progress, Silent
 from autodisc.resuming import UNFINISHED, refuse_another
 from autodisc.search.assistants import join_study
@@ -88,6 +97,7 @@ def work(
             name,
             storage,
             fingerprint={**made_of(space), **search_settings(config)},
+            defaults=default_settings(),
             metric_name="",  # it has one
             say=progress.say,
             heartbeat_s=config.search.heartbeat_s,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -94,6 +94,17 @@ class Workspace:
         """Every teacher assistant that the study may choose, the least sparse first."""
         return assistants_of(self.config, self.ranking())
 
+    def assistant(self, chosen: Mapping[str, Any]) -> Candidate:
+        """The one that a search's result names; StudyError where these settings have none such."""
+        point = chosen["sparsity"], chosen.get("balance", 0.0)  # studies did not always have balances
+        for each in self.assistants:
+            if (each.sparsity, each.balance) == point:
+                return each
+        raise StudyError(
+            f"search: the study chose sparsity {point[0]:g}, balance {point[1]:g}, which these settings do not have;"
+            " leave search.sparsities and search.balances as they were"
+        )
+
     @property
     def student(self) -> Candidate:
         return candidate(self.ranking(), self.config.student)
@@ -112,7 +123,7 @@ class Workspace:
             self.teacher_fingerprint,
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
-            "ratio",  # of parameters: rankings did not always have it
+            "head_sparsities",  # rankings did not always have them
             (runtime.seed, runtime.precision, runtime.device.type, runtime.threads, *made_with()),
             *places(self.teacher),
         ]
@@ -383,8 +394,7 @@ def describe_task(task: Task) -> dict[str, Any]:
 
 def assistants_of(config: StudyConfig, ranking: Ranking) -> list[Candidate]:
     """What a study of such settings may choose of such units."""
-    least = 1 - config.student
-    return all_candidates(ranking, config.assistant_sparsities, config.search.balances, least=least)
+    return all_candidates(ranking, config.assistant_sparsities, config.search.balances, student=config.student)
 
 
 def cache_folder(config: StudyConfig) -> Path:
@@ -410,8 +420,9 @@ def cached_ranking(path: Path) -> tuple[Ranking, Cost] | None:
     try:
         stored = json.loads(path.read_text())
         heads, neurons = (tuple((int(a), int(b)) for a, b in stored[kind]) for kind in ("heads", "neurons"))
-        ratio = stored.get("ratio", STANDARD_RATIO)  # of studies without balances
-        return Ranking(heads, neurons, stored["layers"], ratio), Cost(**stored["cost"])
+        ratio = stored.get("ratio", STANDARD_RATIO)  # rankings did not always have it, nor what follows
+        of_heads = tuple(stored.get("head_sparsities", ()))
+        return Ranking(heads, neurons, stored["layers"], ratio, of_heads), Cost(**stored["cost"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 

@@ -32,6 +32,7 @@ METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether 
     ({"criterion": "fisher"}, False),
     ({"criterion": "fisher"}, True),
 )
+CRITERIA = tuple(dict.fromkeys(importance["criterion"] for importance, _ in METHODS))
 
 
 def predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.ndarray:
@@ -43,6 +44,7 @@ def main() -> None:
     parser = inputs(__doc__)
     parser.add_argument("--examples", type=int, default=512)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--criteria", nargs="+", choices=CRITERIA, default=CRITERIA)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.3, 0.5, 0.7, 0.8])
     options = parser.parse_args()
     if missing(options.data, options.teacher):
@@ -61,6 +63,8 @@ def main() -> None:
         splits = {"validation": task.validation, task.final_name: task.final}
         teachers = {name: predictions(space, space.teacher, split) for name, split in splits.items()}
         for importance, refitted in METHODS:
+            if importance["criterion"] not in options.criteria:
+                continue
             settings = ImportanceConfig(examples=options.examples, **importance)
             since = time.perf_counter()
             ranking = rank_units(space.teacher, task, settings, runtime=runtime)

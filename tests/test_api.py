@@ -13,7 +13,7 @@ import torch
 import autodisc
 from autodisc import api, exporting, preparing
 from autodisc.config import StudyConfig
-from autodisc.errors import AutodiscError, DataError, ModelError, StudyError
+from autodisc.errors import AutodiscError, ConfigError, DataError, ModelError, StudyError
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting.records import read_records
 
@@ -214,6 +214,17 @@ def test_a_study_can_be_predicted_for_a_teacher_that_is_itself_pruned(config, st
     assert predicted["flops"] > 0
 
 
+def test_a_study_of_balances_can_be_predicted_and_distilled_through_a_chain(config, tmp_path):
+    settings = config(
+        search={"sparsities": (0.2, 0.4), "balances": (0.25, 0.5), "trials": 3}, distillation={"assistants": 2}
+    )
+    assert api.predict_search(settings)["predicted"]["flops"] > 0
+    found = api.search(settings, tmp_path / "out")
+    made = api.distill(tmp_path / "out")
+    assert made["between"][0]["balance"] == found["best"]["balance"] > 0
+    assert made["student"]["balance"] == 0
+
+
 def test_a_search_over_a_sampled_range_can_be_distilled_from_its_choice(config, tmp_path):
     out = tmp_path / "study"
     found = api.search(config(search={"sparsities": None, "low": 0.2, "high": 0.5, "step": 0.05, "trials": 3}), out)
@@ -237,6 +248,18 @@ def test_a_search_over_balances_is_distilled_from_its_choice_and_exports_what_it
     assert api.evaluate(student, "final")["metric"] == made["student"]["metric"]
     listed = exporting.candidates(out)["candidates"]
     assert [row["balance"] for row in listed if row["chosen"]] == [best["balance"]]
+    for balance in (None, 0.5):
+        written = exporting.export(out, tmp_path / f"b{balance}", sparsity=best["sparsity"], balance=balance)
+        expected = best["balance"] if balance is None else balance
+        assert written["balance"] == expected
+        (measured,) = [
+            row for row in found["trials"] if (row["sparsity"], row["balance"]) == (best["sparsity"], expected)
+        ]
+        assert (written["metric"], written["params"]) == (measured["metric"], measured["params"])
+    with pytest.raises(ConfigError, match=r"balance: got 0\.25; the study has -0\.5, 0, 0\.5"):
+        exporting.export(out, tmp_path / "none", sparsity=best["sparsity"], balance=0.25)
+    with pytest.raises(StudyError, match=r"which these settings do not have"):
+        api.distill(out, config=config(search={"scorer": scorer, "sparsities": (0.1,)}), new=True)
 
 
 def test_a_run_is_all_of_a_study_and_again_nothing(config, tmp_path, monkeypatch):

@@ -57,6 +57,10 @@ def export(
             "--sparsity", metavar="S", help="Of the candidate to cut out; the distilled student unless given."
         ),
     ] = None,
+    balance: Annotated[
+        float | None,
+        typer.Option("--balance", metavar="B", help="Of that candidate, where the study has several: see its choice."),
+    ] = None,
     format: Annotated[
         Literal["autodisc", "dense", "onnx"],
         typer.Option("--format", help="dense opens anywhere and is no faster; onnx is for onnxruntime."),
@@ -77,8 +81,10 @@ def export(
         raise ConfigError("--study, --model: give one of the two: a finished search, or a model's folder")
     if sparsity is not None and budget is not None:
         raise ConfigError("--sparsity: contradicts the budget, which is there to find it; give one of the two")
-    if study is None and (sparsity is not None or budget is not None):
-        raise ConfigError("--sparsity and budgets: cut a candidate out of a study; give --study in place of --model")
+    if study is None and (sparsity is not None or balance is not None or budget is not None):
+        raise ConfigError(
+            "--sparsity, --balance and budgets: cut a candidate out of a study; give --study in place of --model"
+        )
     if study is not None and of_task:
         raise ConfigError(f"{of_task[0]}: the study has its own; it goes with --model")
     if format != "onnx" and (int8 or opset is not None):
@@ -92,6 +98,7 @@ def export(
             study,
             out,
             sparsity=sparsity,
+            balance=balance,
             budget=budget,
             format=format,
             int8=int8,

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from autodisc.config import flatten, make_config
+from autodisc.config import OF_SEARCHES, flatten, make_config
 from autodisc.errors import ConfigError, StudyError
 from autodisc.reporting.records import plain, write_once
 
@@ -33,10 +33,6 @@ NOT_COUNTED = ("set-up", "final evaluation")  # stages that measure, or that a c
 FREE = (
     *("name", "baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs", "search.backend"),
     *("teacher", "task.data"),
-)
-OF_SEARCHES = (
-    *("search.lam", "search.scorer", "search.margin", "search.prune", "search.recovery"),
-    *("search.trials", "search.balances", "search.sampler", "search.importance.refit"),
 )
 OF_STUDENTS = ("student_sparsity", "search.sparsities", "distillation")
 

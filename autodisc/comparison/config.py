@@ -149,7 +149,8 @@ class ComparisonConfig(Section):
     def _once(self) -> ComparisonConfig:
         if "seed" in self.runtime.model_fields_set:
             raise ValueError("runtime.seed: contradicts compare.seeds, which has every seed; remove it")
-        if self.search.sampled or self.search.trials is not None or self.search.prune:
+        alone = self.search.low is None and self.search.balances == (0.0,)
+        if not alone or self.search.trials is not None or self.search.prune:
             raise ValueError(
                 "search: low, high, balances, trials and prune leave assistants unmeasured; give sparsities alone"
             )

@@ -14,8 +14,8 @@ from autodisc.comparison.cells import Spent
 from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.schedule import STUDENT_PHASE, Distilled, Phase, distill_from, training_settings
 from autodisc.distillation.training import steps_for, train
+from autodisc.pruning.candidates import chain_from
 from autodisc.pruning.supernet import Supernet, extract
-from autodisc.search.baselines import chain_from
 from autodisc.search.tradeoff import tradeoff
 from autodisc.workspace import Workspace
 
@@ -70,7 +70,7 @@ def distill_released(space: Workspace) -> Released:
     _, metric, number = max(tops, key=lambda top: top[0])  # the first of equal ones, as the loop keeps
     assistant = Distilled(supernet.extract(assistants[number]), assistants[number], metric)
     total = workshop.ledger.total
-    chain = chain_from(space.candidates, assistant.candidate.sparsity, space.student)[1:]
+    chain = chain_from(assistant.candidate, space.candidates.values(), space.student)[1:]
     phase = Phase(STUDENT_PHASE, space.student, tuple(chain), config.epochs, len(chain))
     student = distill_from(assistant, space.teacher, ranking, phase, config, workshop)
     return Released(assistant, student, Spent(total.seconds, total.flops))

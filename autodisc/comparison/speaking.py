@@ -27,7 +27,7 @@ def against(section: Section) -> tuple[str, ...]:
                     f" more than {units.share(target)}."
                 )
         if len(set(ours.assistants)) > 1:
-            listed = ", ".join("none" if s is None else units.plain(s) for s in ours.assistants)
+            listed = "; ".join("none" if name == units.NONE else name for name in ours.assistants)
             found.append(f"Seeds do not agree on the assistant: {listed}.")
     for line in section.frontier:
         if line.setting == "recovered" and line.regret > REGRET:

@@ -67,6 +67,7 @@ class View:
     spent: Spent
     search: Spent = NOTHING
     assistant: float | None = None
+    balance: float = 0.0  # the assistant's
 
 
 Strategy = Callable[[Group, int | None], View]
@@ -119,7 +120,7 @@ def _searched(kind: str, search: str) -> Strategy:
         if chosen is None:
             fallback = _direct(group, trials)
             return View(fallback.students, paid + fallback.spent, paid)
-        return View(((kind, 1.0),), paid + group[kind].spent, paid, chosen["sparsity"])
+        return View(((kind, 1.0),), paid + group[kind].spent, paid, chosen["sparsity"], chosen.get("balance", 0.0))
 
     return view
 

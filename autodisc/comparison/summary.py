@@ -20,6 +20,7 @@ from autodisc.comparison.speaking import against, caveats, provenance
 from autodisc.comparison.strategies import RULE, STRATEGIES, Group, MissingCell, View, results
 from autodisc.comparison.truth import fidelity_of, frontier_of, truth_lines, truth_of
 from autodisc.errors import StudyError
+from autodisc.reporting import units
 from autodisc.reporting.comparison import DifferenceLine, Section, StrategyLine
 from autodisc.reporting.comparison_report import write_comparison
 from autodisc.reporting.fidelity import DIRECT, Truth
@@ -161,7 +162,7 @@ def _strategy_lines(
                 tuple(by_seed),
                 metric,
                 _mean(validation),
-                tuple(view.assistant for view in by_seed.values()),
+                tuple(units.point(view.assistant, view.balance) for view in by_seed.values()),
                 _mean([view.spent.seconds for view in by_seed.values()]),
                 _mean([view.spent.flops for view in by_seed.values()]),
                 *(_share(views, name, part, unit) for part in ("spent", "search") for unit in ("seconds", "flops")),

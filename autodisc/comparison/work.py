@@ -114,10 +114,12 @@ def clear(cell: Cell, out: Path) -> None:
             parent.rmdir()
 
 
-def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays]:
+def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays | None]:
     api.search(settings, folder)
     values = _kept(folder, "search")
     result = {name: value for name, value in values["result"].items() if name not in ("storage", "study")}
+    if len(settings.search.balances) > 1:  # judged by its student alone
+        return {**values, "result": result}, None
     space = open_workspace(settings)
     space.extra["ranking"], _ = read_ranking(folder / RANKING)
     losses, predictions = _candidates(space, scorer(space, folder))
@@ -164,6 +166,7 @@ def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tu
     result = {
         **scores,
         "assistant": made["assistant"]["sparsity"],
+        "assistant_balance": made["assistant"]["balance"],
         "assistant_metric": made["assistant"]["metric"],
         "validation_metric": made["student"]["validation_metric"],
     }

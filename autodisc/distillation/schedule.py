@@ -169,11 +169,13 @@ def recover(
 ) -> Supernet:
     """One short sandwich of all candidates, shared: a supernet whose candidates have recovered from pruning alike.
 
-    The first and the last, the largest and the student's, are trained in every step.
+    Every step trains all units, which one candidate has where they are nested, and the last candidate, the student's.
     """
+    whole = envelope(candidates)
+    candidates = list(dict.fromkeys([whole, *candidates]))
     checkpointing = workshop.runtime.checkpointing
-    supernet = Supernet(extract(teacher.teacher, ranking, envelope(candidates)), ranking, checkpointing=checkpointing)
-    always = [candidates[0], candidates[-1]]
+    supernet = Supernet(extract(teacher.teacher, ranking, whole), ranking, checkpointing=checkpointing)
+    always = [whole, candidates[-1]]
     settings = training_settings(distillation, steps=steps, lr=recovery.lr)
     _run(supernet, [teacher], candidates, always, recovery.sandwich_size, "recovery", settings, distillation, workshop)
     return supernet
@@ -347,7 +349,7 @@ def phases(ranking: Ranking, candidates: Sequence[Candidate], config: Distillati
     count, size = config.assistants, config.student_sandwich_size
     ratio = (last.scale / first.scale) ** (1 / count)
     between = [
-        candidate(ranking, 1 - first.scale * ratio**number, first.balance, least=last.scale)
+        candidate(ranking, 1 - first.scale * ratio**number, balance=first.balance, student=last.sparsity)
         for number in range(1, count)
     ]
     nested = sorted({c.sparsity: c for c in (*between, *candidates)}.values(), key=lambda c: c.sparsity)

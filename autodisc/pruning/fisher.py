@@ -8,16 +8,20 @@ gradients at its output, both over real tokens: optimal brain surgeon for groups
 arXiv:2302.04089) with the Fisher information as a Kronecker product (Martens & Grosse 2015; LLM Surgeon,
 arXiv:2312.17244). A unit that others can stand in for is cheap however large its gradient; and the costs of two
 layers are both in the loss, so one greedy order runs over all. The cheapest goes first, what is left of its layer is
-updated, and so on: the removal order gives the nesting. No labels, one forward and one backward over the examples.
+updated, and so on: the removal order gives the nesting. Heads and neurons have their costs in the same loss too, so
+how many of each are left at a sparsity follows from what they cost a parameter. No labels, one forward and one backward
+over the examples.
 
 Memory: two (N, N) fp64 matrices of the widest layer's N neurons, and one fp32 for each layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import heapq
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -31,7 +35,7 @@ from autodisc.models.layouts import Port, blocks, uncached, unit_ratio
 from autodisc.models.losses import labelled
 from autodisc.models.spreading import frozen, value
 from autodisc.progress import Bar
-from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking, Unit
+from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking
 from autodisc.pruning.slicing import recomputing
 from autodisc.runtime import Runtime
 from autodisc.tasks.batches import batches
@@ -101,12 +105,36 @@ def removal_order(
         _order({i: _Layer(sink, moments[sink.module]) for i, sink in sinks.items()}, at_once=at_once, least=least)
         for sinks, at_once, least in ((attentions, 1, least_heads), (ffns, NEURON_MULTIPLE, 0))
     )
+    ratio = unit_ratio(layers)
     return Ranking(
-        tuple((layer, kept.heads[layer][position]) for layer, position in heads),
-        tuple((layer, kept.neurons[layer][position]) for layer, position in neurons),
+        tuple((one.layer, kept.heads[one.layer][position]) for one in heads for position in one.positions),
+        tuple((one.layer, kept.neurons[one.layer][position]) for one in neurons for position in one.positions),
         layers=len(layers),
-        ratio=unit_ratio(layers),
+        ratio=ratio,
+        head_sparsities=in_one_order([one.cost for one in heads], neurons, ratio=ratio),
     )
+
+
+def in_one_order(heads: Sequence[float], neurons: Sequence[Removal], *, ratio: float) -> tuple[float, ...]:
+    """The sparsity, of the parameters of heads and neurons, at which each head goes where what is cheaper a parameter
+    goes first; ``heads`` are the costs of removing them one by one.
+
+    What goes after something dearer waits for it: a removal counts as dear as the dearest before it.
+    """
+    if not heads or not neurons:
+        return ()
+    head, neuron = ratio / len(heads), 1 / sum(len(one.positions) for one in neurons)  # parameters of one
+    of_heads = ((cost / head, 0) for cost in accumulate(heads, max))
+    shares = [neuron * len(one.positions) for one in neurons]
+    of_neurons = accumulate((one.cost / share for one, share in zip(neurons, shares, strict=True)), max)
+    gone, found, left = 0.0, [], iter(shares)
+    for _, which in heapq.merge(of_heads, ((cost, 1) for cost in of_neurons)):
+        if which:
+            gone += next(left)
+        else:
+            found.append((gone + head / 2) / (1 + ratio))
+            gone += head
+    return tuple(found)
 
 
 def second_moments(
@@ -227,15 +255,26 @@ class _Layer:
         return (units[:, None] * self.width + torch.arange(self.width, device=units.device)).flatten()
 
 
-def _order(layers: dict[int, _Layer], *, at_once: int, least: int) -> list[Unit]:
+@dataclass(frozen=True)
+class Removal:
+    """Units of a layer that went together, and twice the Δloss of it."""
+
+    layer: int
+    positions: tuple[int, ...]
+    cost: float
+
+
+def _order(layers: dict[int, _Layer], *, at_once: int, least: int) -> list[Removal]:
     """Remove every unit, ``at_once`` of the layer that has the cheapest: widths go by as many anyway.
 
-    Layers that are down to ``least`` wait for the others. (layer, position) in the order of removal.
+    Layers that are down to ``least`` wait for the others.
     """
-    order: list[Unit] = []
+    order: list[Removal] = []
     while layers:
         index, layer = min(layers.items(), key=lambda item: (int(item[1].left.sum()) <= least, item[1].costs.min()))
-        order += [(index, position) for position in layer.remove(min(at_once, int(layer.left.sum())))]
+        count = min(at_once, int(layer.left.sum()))
+        cost = float(torch.topk(layer.costs, count, largest=False).values.sum())
+        order.append(Removal(index, tuple(layer.remove(count)), cost))
         if not layer.left.any():
             del layers[index]
     return order

@@ -55,8 +55,12 @@ class Supernet:
     def extract(self, candidate: Candidate) -> PreTrainedModel:
         """Cut ``candidate`` out: a plain small model, its units in the teacher's order (sparsity 0 is the teacher).
 
-        What has no units is the supernet's own; see surgery.py before it is trained by hand.
+        What has no units is the supernet's own; see surgery.py before it is trained by hand. Raises ValueError if it
+        does not fit.
         """
+        for kept, had in ((candidate.heads, self._heads), (candidate.neurons, self._neurons)):
+            if any(count > len(units) for count, units in zip(kept, had, strict=True)):
+                raise ValueError(f"candidate of sparsity {candidate.sparsity} is larger than the supernet")
         plain = in_same_memory(self.model)
         for layer, block in enumerate(blocks(plain)):
             block.select(

@@ -28,7 +28,7 @@ class StrategyLine:
     seeds: tuple[int, ...]
     metric: Interval  # the student's, on test
     validation: float
-    assistants: tuple[float | None, ...]  # by seed; none: no assistant, or one by chance
+    assistants: tuple[str, ...]  # by seed, as points; a dash: no assistant, or one by chance
     seconds: float
     flops: float
     seconds_share: float | None
@@ -122,7 +122,7 @@ def _strategy_table(section: Section) -> Table:
             line.strategy,
             bounds(line.metric),
             units.fixed(line.validation),
-            ", ".join(units.plain(sparsity) for sparsity in line.assistants),
+            "; ".join(line.assistants),
             units.duration(line.seconds),
             units.share(line.seconds_share),
             units.share(line.flops_share),

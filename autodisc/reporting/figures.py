@@ -52,7 +52,8 @@ def tradeoff_figure(data: TradeoffData) -> go.Figure:
         name=f"{name} ± standard error",
         line={"color": BLUE, "dash": "dot", "width": 1.8},
         marker={"size": 8 if few else 4, "symbol": "circle"},
-        hovertemplate="sparsity %{x}: %{y:.3f}<extra></extra>",
+        hovertext=[units.point(point.sparsity, point.balance) for point in line],
+        hovertemplate="sparsity %{hovertext}: %{y:.3f}<extra></extra>",
     )
     figure.add_scatter(
         x=x,

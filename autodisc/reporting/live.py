@@ -230,7 +230,7 @@ def trial_note(attributes: Mapping[str, Any], about: About) -> str:
     """Markdown: the candidate in words and numbers."""
     sparsity, kept = attributes["sparsity"], attributes["candidate"]
     lines = [
-        f"**The candidate of sparsity {units.point(sparsity, attributes.get('balance', 0.0))}** keeps"
+        f"**The candidate of sparsity {units.point_of(attributes)}** keeps"
         f" {sum(kept['heads'])} of"
         f" {about.heads * len(kept['heads'])} heads and {sum(kept['neurons'])} of"
         f" {about.neurons * len(kept['neurons'])} neurons, scale {1 - sparsity:.2g}."
@@ -263,7 +263,7 @@ def trial_files(
 ) -> dict[str, bytes]:
     """What a trial leaves to look at or to compute from, by file name."""
     sparsity, kept = attributes["sparsity"], attributes["candidate"]
-    candidate = {"sparsity": sparsity, "scale": 1 - sparsity, **kept}
+    candidate = {"sparsity": sparsity, "balance": attributes.get("balance", 0.0), "scale": 1 - sparsity, **kept}
     files = {
         "candidate.json": json.dumps(candidate, indent=1).encode(),
         "kept-by-layer.png": draw(candidate_figure(kept, about), scale=1.0, width=420),

@@ -118,7 +118,7 @@ def origin_of(values: Mapping[str, Any]) -> str:
 
 
 def title(values: Mapping[str, Any]) -> str:
-    sparsity = units.plain(values["models"][values["role"]].get("sparsity"))
+    sparsity = units.point_of(values["models"][values["role"]])
     return f"{values['task']['name']} {values['role']}, sparsity {sparsity}"
 
 
@@ -175,7 +175,7 @@ def _figures(values: Mapping[str, Any]) -> Table:
         (f"{task['metric']} on {split}", [_interval(models[role]) for role in there]),
         (f"{task['metric']} on validation", [units.fixed(models[role].get("validation_metric")) for role in there]),
         (f"floor on {split}", [units.fixed(models[values["role"]].get("floor"))] * len(there)),
-        ("sparsity", ["0" if role == "teacher" else units.plain(models[role].get("sparsity")) for role in there]),
+        ("sparsity", ["0" if role == "teacher" else units.point_of(models[role]) for role in there]),
         ("encoder parameters", [units.scaled(models[role].get("params")) for role in there]),
         ("parameters with embeddings and head", [units.scaled(models[role].get("total_params")) for role in there]),
         ("MACs of 128 tokens", [units.scaled(models[role].get("macs")) for role in there]),

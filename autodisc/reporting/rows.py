@@ -89,6 +89,7 @@ class StrategyRow:
     flops: float | None = None
     seconds_share: float | None = None  # of maxidisc's
     flops_share: float | None = None
+    assistant_balance: float | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -183,7 +183,7 @@ def _search(folder: Path, config: StudyConfig, record: Record | None) -> Part:
     storage = config.search.storage or str(folder / JOURNAL)
     if record is not None:
         best, done = record.result["best"], [t for t in record.result["trials"] if t["state"] != "FAIL"]
-        text = "no assistant left the floor" if best is None else _assistant(best["sparsity"], best["metric"])
+        text = "no assistant left the floor" if best is None else _assistant(best)
         return _finished("search", record, len(done), text)
     found = _trials(storage, f"{config.name}-{config.task.name}")
     if found is None:
@@ -192,7 +192,7 @@ def _search(folder: Path, config: StudyConfig, record: Record | None) -> Part:
     feasible = [t for t in found if all(value <= 0 for value in t.constraints.values())]
     best_trial = max(feasible, key=lambda t: t.value or 0.0, default=None)
     attributes = {} if best_trial is None else best_trial.user_attrs
-    so_far = _assistant(attributes["sparsity"], attributes["metric"]) + " so far" if attributes else None
+    so_far = _assistant(attributes) + " so far" if attributes else None
     return Part("search", "begun", len(found), so_far)
 
 
@@ -259,8 +259,8 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _assistant(sparsity: float, metric: float) -> str:
-    return f"assistant of sparsity {units.plain(sparsity)}, metric {units.fixed(metric)}"
+def _assistant(found: Mapping[str, Any]) -> str:
+    return f"assistant of sparsity {units.point_of(found)}, metric {units.fixed(found['metric'])}"
 
 
 def _of(sparsity: float | None) -> str:

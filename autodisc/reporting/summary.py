@@ -241,6 +241,7 @@ def _autodisc(group: _Group) -> StrategyRow:
         student.get("split"),
         student.get("validation_metric"),
         (chosen or {}).get("sparsity"),
+        assistant_balance=float((chosen or {}).get("balance", 0.0)),
         **_costs(group, _total(group, "seconds"), _total(group, "flops")),
     )
 

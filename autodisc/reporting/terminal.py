@@ -32,7 +32,7 @@ from autodisc.reporting import units
 from autodisc.reporting.bench import bench_tables
 from autodisc.reporting.events import EventProgress
 from autodisc.reporting.rows import StrategyRow, Summary
-from autodisc.reporting.summary import baseline_rows, recorded_choice, trial_rows
+from autodisc.reporting.summary import baseline_rows, trial_rows
 from autodisc.reporting.tables import Table, baseline_table, strategy_table, trial_table, trials_as_table
 from autodisc.search.budgets import said
 
@@ -154,13 +154,12 @@ def print_search(result: dict[str, Any], *, console: Console | None = None) -> N
     """The candidates of a search's result, the chosen one marked."""
     rows = trial_rows(result)
     best, student = result["best"], result.get("student")
-    chosen = recorded_choice(result, 0.0)
-    marked = next((i for i, row in enumerate(rows) if row.is_of(chosen)), None)
+    marked = next((i for i, row in enumerate(rows) if best and row.number == best.get("number")), None)
     out = _console(console)
     _print_table(out, trials_as_table(rows, lam=None, marked=marked))
     if best:
         out.print(
-            f"chosen: sparsity {units.point(best['sparsity'], best.get('balance', 0.0))}, metric"
+            f"chosen: sparsity {units.point_of(best)}, metric"
             f" {units.plus_minus(best['metric'], best['standard_error'])}, tradeoff {best['tradeoff']:.3f}"
         )
     elif any(not row.failed for row in rows):
@@ -179,7 +178,7 @@ def print_candidates(result: dict[str, Any], *, console: Console | None = None) 
     cells = [
         (
             name,
-            units.point(row["sparsity"], row.get("balance", 0.0)),
+            units.point_of(row),
             units.plus_minus(row["metric"], row.get("standard_error")),
             units.scaled(row["params"]),
             units.scaled(row["macs"]),
@@ -233,7 +232,7 @@ def print_distill(result: dict[str, Any], *, console: Console | None = None) -> 
     sizes = [(units.scaled(part["params"]), units.scaled(part["macs"])) for part in (teacher, assistant, student)]
     rows = (
         ("teacher", "0", units.fixed(teacher["metric"]), units.fixed(teacher["validation_metric"]), *sizes[0]),
-        ("assistant", units.plain(assistant["sparsity"]), units.NONE, units.fixed(assistant["metric"]), *sizes[1]),
+        ("assistant", units.point_of(assistant), units.NONE, units.fixed(assistant["metric"]), *sizes[1]),
         (
             "student",
             units.plain(student["sparsity"]),

@@ -5,6 +5,9 @@ Values stay floats in base units everywhere else; ``None`` is a number that does
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 NONE = "–"
 
 
@@ -22,9 +25,14 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", "−")
 
 
-def point(sparsity: float | None, balance: float) -> str:
+def point(sparsity: float | None, balance: float | None) -> str:
     """A candidate by its sparsity, and by its balance where that is not the paper's."""
     return f"{plain(sparsity)}, balance {plain(balance)}" if balance else plain(sparsity)
+
+
+def point_of(found: Mapping[str, Any]) -> str:
+    """The same of a recorded trial, model or choice, which did not always have a balance."""
+    return point(found.get("sparsity"), found.get("balance", 0.0))
 
 
 def plain(value: float | None) -> str:

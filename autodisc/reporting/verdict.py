@@ -196,10 +196,11 @@ def _student_findings(study: StudySummary) -> list[str]:
     if gap is not None and gap[0] < -STUDENT_TARGET:
         found.append(f"The student is more than {STUDENT_TARGET:g} below the exhaustive search's: {gap[1]}.")
     theirs = maxi.assistant_sparsity if maxi is not None else None
-    if theirs is not None and study.recorded is not None and theirs != study.recorded.sparsity:
+    own = study.recorded
+    if theirs is not None and own is not None and (theirs, 0.0) != (own.sparsity, own.balance):
         found.append(
             f"The exhaustive search preferred another assistant: sparsity {units.plain(theirs)}"
-            f" instead of {units.plain(study.recorded.sparsity)}."
+            f" instead of {units.point(own.sparsity, own.balance)}."
         )
     return found
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from autodisc.search.storage import (
     enqueue_failed,
     enqueue_missing,
     of_record,
+    point_of,
     quiet_optuna,
     reseed,
     startup_trials,
@@ -89,10 +90,11 @@ def run_study(
             trials: list[optuna.Trial] = []
             asked: dict[int, Candidate] = {}
             for _ in range(min(at_once, total - done)):
-                reseed(study, workshop.runtime.seed, config.sampler, startup)
-                for trial in ask(study, 1, sample=sample):
-                    trials.append(trial)
-                    asked[trial.number] = points.suggest(trial, config)
+                with workshop.ledger.stage(STAGE):
+                    reseed(study, seed=workshop.runtime.seed, sampler=config.sampler, startup=startup)
+                    for trial in ask(study, 1, sample=sample):
+                        trials.append(trial)
+                        asked[trial.number] = points.suggest(trial, config)
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
                 found = _measure(
@@ -137,7 +139,8 @@ def join_study(
         bar.advance(min(completed(shared.study), total) * _batches(workshop))
         for trial in trials:
             try:
-                candidate = points.suggest(trial, config)
+                with workshop.ledger.stage(STAGE):
+                    candidate = points.suggest(trial, config)
                 judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
                 with workshop.ledger.stage(STAGE):
                     (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
@@ -183,9 +186,11 @@ class _Points:
             "sparsity": _suggest(trial, "sparsity", self.sparsities, step=None if config.low is None else config.step),
             "balance": _suggest(trial, "balance", self.balances) if len(self.balances) > 1 else self.balances[0],
         }
-        for name, value in found.items():
-            trial.set_user_attr(name, value)
-        return next(c for c in self.candidates if (c.sparsity, c.balance) == tuple(found.values()))
+        alike = [c for c in self.candidates if c.sparsity == found["sparsity"]]  # not each may have every balance
+        candidate = min(alike, key=lambda c: (abs(c.balance - found["balance"]), abs(c.balance)))
+        trial.set_user_attr("sparsity", candidate.sparsity)
+        trial.set_user_attr("balance", candidate.balance)
+        return candidate
 
 
 def _extent(config: SearchConfig, candidates: Sequence[Candidate]) -> tuple[int, bool]:
@@ -255,7 +260,8 @@ def _settle(
     for name, attribute in _attributes(outcome).items():
         trial.set_user_attr(name, attribute)
     value = tradeoff(outcome.score.metric, outcome.score.sparsity, config.lam)
-    figures = {"sparsity": outcome.score.sparsity, "metric": outcome.score.metric, "tradeoff": value}
+    point = {"sparsity": outcome.score.sparsity, "balance": outcome.candidate.balance}
+    figures = {**point, "metric": outcome.score.metric, "tradeoff": value}
     tracker.log(STAGE, figures, step=trial.number)
     watch.measured(trial, outcome.confusion)
     tell(study, trial, None if outcome.stopped else value)
@@ -287,13 +293,6 @@ def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) ->
     }
 
 
-def chain_of(assistants: Sequence[Candidate], chosen: Mapping[str, Any], student: Candidate) -> list[Candidate]:
-    """The ``chosen`` assistant of a search's result, those of its balance between, and the student, by sparsity."""
-    balance = chosen.get("balance", 0.0)  # studies did not always have it
-    alike = [each for each in assistants if each.balance == balance and each.sparsity >= chosen["sparsity"]]
-    return [*sorted(alike, key=lambda each: each.sparsity), student]
-
-
 def _suggest(trial: optuna.Trial, name: str, points: Sequence[float], *, step: float | None = None) -> float:
     if len(points) > 1:
         value = trial.suggest_float(name, points[0], points[-1], step=step)
@@ -321,7 +320,7 @@ def _attributes(measured: Measured) -> dict[str, Any]:
 
 def _row(trial: FrozenTrial, config: SearchConfig) -> dict[str, Any]:
     # The point itself: what Optuna counts up from the range's low differs in the last digit.
-    asked = {**trial.system_attrs.get("fixed_params", trial.params), **trial.user_attrs}
+    asked = {**point_of(trial), **trial.user_attrs}
     row: dict[str, Any] = {"number": trial.number, "state": trial.state.name, "sparsity": asked.get("sparsity")}
     row["balance"] = asked.get("balance", 0.0)
     names = ("metric", "floor", "standard_error", "scale", "params", "macs", "seconds", "candidate")

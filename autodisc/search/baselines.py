@@ -32,7 +32,7 @@ from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
 from autodisc.files import write_json
 from autodisc.models.inference import forward_macs
-from autodisc.pruning.candidates import Candidate, Ranking
+from autodisc.pruning.candidates import Candidate, Ranking, chain_from
 from autodisc.pruning.supernet import extract
 from autodisc.search.backends import LOCAL
 from autodisc.search.storage import ask, completed, enqueue_failed, enqueue_missing, of_record, tell, waiting
@@ -56,7 +56,7 @@ class MultiTrial(Sendable):
     def __call__(self, workshop: Workshop, sparsity: float) -> Pair:
         workshop = replace(workshop.within(_name(sparsity)), curves={})
         before = _began(workshop, _name(sparsity))
-        chain = chain_from(self.candidates, sparsity, self.student)
+        chain = chain_from(self.candidates[sparsity], self.candidates.values(), self.student)
         start = extract(self.teacher, self.ranking, chain[0])
         made = distill_sandwich(self.teacher, start, self.ranking, chain, self.config, workshop, self.into)
         after = workshop.ledger.total
@@ -269,15 +269,10 @@ def _passes(
     another architecture, is in no sandwich in its phase."""
     found = []
     for sparsity in candidates:
-        *before, last = phases(ranking, chain_from(candidates, sparsity, student), config)
+        *before, last = phases(ranking, chain_from(candidates[sparsity], candidates.values(), student), config)
         last = replace(last, candidates=(student,)) if alone else last
         found.append(passes_by_scale([*before, last]))
     return found
-
-
-def chain_from(candidates: Mapping[float, Candidate], sparsity: float, student: Candidate) -> list[Candidate]:
-    """The assistant of a sparsity, the candidates between, and the student, the largest first."""
-    return [candidates[s] for s in sorted(candidates) if s >= sparsity] + [student]
 
 
 def baseline_result(study: optuna.Study, *, storage: str) -> dict[str, Any]:

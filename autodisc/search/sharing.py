@@ -36,6 +36,7 @@ from autodisc.search.storage import (
     completed,
     make_sampler,
     open_storage,
+    point_of,
     quiet_optuna,
     startup_trials,
 )
@@ -130,8 +131,8 @@ class SharedStudy:
 
     def _missing(self, points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
         trials = self.study.get_trials(deepcopy=False)
-        open_or_done = [_point(t) for t in trials if t.state is not TrialState.FAIL]
-        failed = [_point(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+        open_or_done = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
+        failed = [point_of(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
         if points and not points[0]:  # the sampler chooses: what counts is how many there are
             return [{}] * (len(points) - len(open_or_done) - len(failed))
         return [p for p in points if p not in open_or_done and failed.count(p) <= self.retries]
@@ -150,15 +151,15 @@ class SharedStudy:
                     self.study.tell(trial, state=TrialState.FAIL)
                     continue
                 trial.set_user_attr(WORKER, me())
-                self.study.sampler = make_sampler(self.sampler, self.seed, trial.number, startup)
+                self.study.sampler = make_sampler(self.sampler, seed=self.seed, place=trial.number, startup=startup)
                 alive.push(signs.pop_all())
                 return trial
         return None
 
     def _is_duplicate(self, trial: FrozenTrial) -> bool:
         """Whether its point is done, or an earlier trial's: a queue that was filled while its lease was lost."""
-        point = _point(trial)
-        others = [t for t in self.study.get_trials(deepcopy=False) if t.number != trial.number and _point(t) == point]
+        point = point_of(trial)
+        others = [t for t in self.study.get_trials(deepcopy=False) if t.number != trial.number and point_of(t) == point]
         return bool(point) and any(
             t.state in DONE or (t.state is not TrialState.FAIL and t.number < trial.number) for t in others
         )
@@ -205,7 +206,7 @@ class SharedStudy:
         (trial,) = [t for t in self.study.get_trials(deepcopy=False) if t.number == number]
         if trial.state is TrialState.RUNNING:
             self.study.tell(number, state=TrialState.FAIL)
-            self.study.enqueue_trial(_point(trial))
+            self.study.enqueue_trial(point_of(trial))
 
     def _lease_of(self, trial: FrozenTrial) -> SoftFileLease:
         path = self.folder / "leases" / f"trial-{trial.number}.lease"
@@ -217,10 +218,6 @@ class SharedStudy:
     def is_ours(self, trial: optuna.Trial) -> bool:
         """Whether a trial still waits for this process's result."""
         return self.storage.get_trial(trial._trial_id).state is TrialState.RUNNING
-
-
-def _point(trial: FrozenTrial) -> dict[str, float]:
-    return trial.system_attrs.get("fixed_params") or trial.params
 
 
 @contextlib.contextmanager

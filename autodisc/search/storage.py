@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,6 +26,7 @@ FINGERPRINT, ERROR = "fingerprint", "error"
 SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
 STARTUP = 10
+FIXED = "fixed_params"  # of a queued trial, Optuna's name
 Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -110,19 +111,22 @@ def open_study(
     fingerprint: dict[str, Any],
     metric_name: str,
     say: Say = lambda text: None,
+    defaults: Mapping[str, Any] | None = None,
     heartbeat_s: int | None = None,
     wait_s: float = 0.0,
 ) -> optuna.Study:
     """Create a study, or go on with it; raises StudyError when it was made with another configuration.
 
-    With ``heartbeat_s`` it is one that others may be at work on: what they run is left to them. A database may take
-    ``wait_s`` to be reachable.
+    ``defaults`` are what a study has that was made before a setting came. With ``heartbeat_s`` it is one that others
+    may be at work on: what they run is left to them. A database may take ``wait_s`` to be reachable.
     """
     with quiet_optuna(), warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # set_metric_names
         opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
+        if recorded is not None:
+            recorded = {name: value for name, value in (defaults or {}).items() if name in fingerprint} | recorded
         if recorded is None:
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_metric_names([metric_name])
@@ -152,7 +156,7 @@ def load_study(name: str, storage: str) -> optuna.Study:
         raise StudyError(f"search.storage: {storage} holds no study named '{name}'") from None
 
 
-def reseed(study: optuna.Study, seed: int, sampler: Sampler, startup: int) -> None:
+def reseed(study: optuna.Study, *, seed: int, sampler: Sampler, startup: int) -> None:
     """Give the next trial a sampler of its own, by the seed and the trials before it.
 
     One sampler for all of them would repeat its first points when a study goes on; so a study that was stopped visits
@@ -162,10 +166,10 @@ def reseed(study: optuna.Study, seed: int, sampler: Sampler, startup: int) -> No
     place = sum(
         t.state is not TrialState.WAITING and (t.state is not TrialState.FAIL or ERROR in t.user_attrs) for t in before
     )
-    study.sampler = make_sampler(sampler, seed, place, startup)
+    study.sampler = make_sampler(sampler, seed=seed, place=place, startup=startup)
 
 
-def make_sampler(name: Sampler, seed: int, place: int, startup: int) -> optuna.samplers.BaseSampler:
+def make_sampler(name: Sampler, *, seed: int, place: int, startup: int) -> optuna.samplers.BaseSampler:
     """Of the trial at a ``place``; it learns from ``startup`` trials on."""
     own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
     kind = {"tpe": optuna.samplers.TPESampler, "gp": optuna.samplers.GPSampler}[name]
@@ -178,31 +182,32 @@ def startup_trials(total: int) -> int:
 
 
 def close_stale(study: optuna.Study) -> None:
-    """Fail trials that a killed process left running, and queue their points again."""
+    """Fail trials that a killed process left running, and queue again what had been queued."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
-        if point := _point(trial):
+        if point := trial.system_attrs.get(FIXED):  # what a sampler chose, it chooses again: the next has its place
             study.enqueue_trial(point)
 
 
 def enqueue_failed(study: optuna.Study, retries: int) -> None:
     """Queue again what failed, up to so many times a point; not what would end the same."""
     trials = study.get_trials(deepcopy=False)
-    others = [_point(t) for t in trials if t.state is not TrialState.FAIL]
+    others = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
     failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
-    for point in {tuple(_point(t).items()): _point(t) for t in failed}.values():
-        tries = [t for t in failed if _point(t) == point]
+    for point in {tuple(point_of(t).items()): point_of(t) for t in failed}.values():
+        tries = [t for t in failed if point_of(t) == point]
         if point not in others and len(tries) <= retries and not any(DIVERGED in t.user_attrs for t in tries):
             study.enqueue_trial(point)
 
 
-def _point(trial: FrozenTrial) -> dict[str, float]:
-    return trial.params or trial.system_attrs.get("fixed_params", {})
+def point_of(trial: FrozenTrial) -> dict[str, float]:
+    """What was queued, or, of a trial that was not, what the sampler chose: of one that was cut short not all of it."""
+    return trial.system_attrs.get(FIXED) or trial.params
 
 
 def enqueue_missing(study: optuna.Study, points: list[dict[str, float]]) -> None:
     """Queue the points that no finished or waiting trial has: a grid without Optuna's own, which skips failures."""
-    taken = [_point(trial) for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))]
+    taken = [point_of(trial) for trial in study.get_trials(deepcopy=False, states=(*DONE, TrialState.WAITING))]
     for point in points:
         if point not in taken:
             study.enqueue_trial(point)
@@ -236,13 +241,14 @@ def completed(study: optuna.Study) -> int:
 
 def of_record(study: optuna.Study) -> list[FrozenTrial]:
     """The trials that a result tells of: those that are done, and of each point that is not the last that failed, or
-    was cut short where none failed."""
+    was cut short where none failed. What a sampler chose for one that was cut short, it chooses again."""
     trials = study.get_trials(deepcopy=False, states=(*DONE, TrialState.FAIL))
     done = [t for t in trials if t.state in DONE]
-    measured = [_point(t) for t in done]
-    cut_short_first = sorted((t for t in trials if t.state is TrialState.FAIL), key=lambda t: ERROR in t.user_attrs)
-    failed = {tuple(_point(t).items()): t for t in cut_short_first}
-    return [*done, *(t for t in failed.values() if _point(t) not in measured)]
+    measured = [point_of(t) for t in done]
+    lost = [t for t in trials if t.state is TrialState.FAIL and (ERROR in t.user_attrs or t.system_attrs.get(FIXED))]
+    cut_short_first = sorted(lost, key=lambda t: ERROR in t.user_attrs)
+    failed = {tuple(point_of(t).items()): t for t in cut_short_first}
+    return [*done, *(t for t in failed.values() if point_of(t) not in measured)]
 
 
 def waiting(study: optuna.Study) -> int:

@@ -68,7 +68,11 @@ def students(
 
 def fingerprint(teacher: str, ranking: Ranking, budget: BudgetConfig) -> dict[str, Any]:
     """What decides the student: the same budget of the same units leads to the same one."""
-    return {"teacher": teacher, "ranking": joblib.hash(ranking), "budget": budget.model_dump(mode="json")}
+    return {
+        "teacher": teacher,
+        "ranking": joblib.hash([ranking.heads, ranking.neurons]),
+        "budget": budget.model_dump(mode="json"),
+    }
 
 
 def known_student(name: str, storage: str, made_of: Mapping[str, Any], budget: BudgetConfig) -> Use | None:

@@ -46,6 +46,8 @@ def test_what_contradicts_the_comparison_is_refused(settings, entry):
     for change, named in (
         ({"runtime": {"seed": 1}}, "runtime.seed"),
         ({"search": {"trials": 2}}, "unmeasured"),
+        ({"search": {"balances": [0.5]}}, "unmeasured"),
+        ({"search": {"prune": True, "sampler": "gp"}}, "gp learns nothing"),
         ({"search": {"sparsities": None, "low": 0.2, "high": 0.5}}, "unmeasured"),
         ({"distillation": {"epoch": 2}}, "'epochs'"),
         ({"compare": {"tasks": [entry, {**entry, "teacher": {"model": "other"}, "seeds": [9]}]}}, "called 'mine'"),

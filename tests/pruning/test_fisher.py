@@ -14,8 +14,8 @@ from autodisc.errors import TrainingError
 from autodisc.models.layouts import Port, blocks
 from autodisc.progress import Silent
 from autodisc.pruning import fisher
-from autodisc.pruning.candidates import candidate
-from autodisc.pruning.fisher import fisher_root, second_moments
+from autodisc.pruning.candidates import candidate, nested_candidates
+from autodisc.pruning.fisher import Removal, fisher_root, in_one_order, second_moments
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
@@ -161,6 +161,30 @@ def test_a_ranking_holds_every_unit_once_and_leaves_the_model_alone(
     assert all(p.grad is None for p in model.parameters())
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == {"classifier.weight", "classifier.bias"}
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_heads_go_where_they_cost_less_a_parameter_than_the_neurons_that_are_left():
+    neurons = [Removal(0, (0, 1), cost) for cost in (1.0, 3.0, 2.0, 8.0)]  # a quarter of all neurons each
+    found = in_one_order([1.0, 9.0], neurons, ratio=2.0)  # of three parts two are heads, one each
+    # By parameter: neurons 4, 12, 12 (it waits), 32; heads 1, 9. So a head, two neurons, the other head, the others.
+    assert found == pytest.approx([0.5 / 3, (1 + 0.25 + 0.5) / 3])
+    assert in_one_order([1.0], [], ratio=2.0) == in_one_order([], neurons, ratio=2.0) == ()
+
+
+def test_what_goes_after_something_dearer_waits_for_it():
+    neurons = [Removal(0, (0,), 5.0)]
+    first, second = in_one_order([6.0, 1.0], neurons, ratio=2.0)
+    assert (first, second) == pytest.approx(((1 + 0.5) / 3, (1 + 1.5) / 3))
+
+
+def test_a_ranking_says_where_each_head_goes_and_its_candidates_nest(tiny, make_task, make_runtime, text_family):
+    model = tiny(text_family)
+    ranking = rank(model, make_task(), make_runtime())
+    assert len(ranking.head_sparsities) == len(ranking.heads)
+    assert list(ranking.head_sparsities) == sorted(ranking.head_sparsities)
+    assert 0 < ranking.head_sparsities[0] < ranking.head_sparsities[-1] < 1
+    found = list(nested_candidates(ranking, [i / 20 for i in range(20)]).values())
+    assert all(smaller.fits_in(larger) for larger, smaller in itertools.pairwise(found))
 
 
 def test_a_pruned_teacher_without_the_heads_of_a_layer_is_ranked_by_what_it_has(

@@ -34,10 +34,12 @@ class Bench:
         return nested_candidates(self.supernet.ranking, points)
 
     def balanced(self, points, balances) -> list[Candidate]:
-        return all_candidates(self.supernet.ranking, points, balances, least=0.1)
+        return all_candidates(self.supernet.ranking, points, balances, student=0.9)
 
-    def open(self, name: str = "journal", **made_of: Any) -> optuna.Study:
-        return open_study("toy", str(self.folder / f"{name}.log"), fingerprint={"a": 1, **made_of}, metric_name="m")
+    def open(self, name: str = "journal", *, defaults: dict[str, Any] | None = None, **made_of: Any) -> optuna.Study:
+        return open_study(
+            "toy", str(self.folder / f"{name}.log"), fingerprint={"a": 1, **made_of}, defaults=defaults, metric_name="m"
+        )
 
     @staticmethod
     def config(**settings: Any) -> SearchConfig:

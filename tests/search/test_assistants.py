@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import itertools
 from dataclasses import replace
 
 import optuna
@@ -15,7 +14,7 @@ from autodisc.models.inference import forward_macs
 from autodisc.models.layouts import encoder_parameters
 from autodisc.pruning.candidates import candidate
 from autodisc.search import assistants
-from autodisc.search.assistants import FLOOR_CONSTRAINT, chain_of, measure
+from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
 from autodisc.search.storage import open_storage, tell
 from autodisc.tasks import batches as batching
 
@@ -261,6 +260,13 @@ def test_another_configuration_is_refused_with_what_differs(bench):
     assert "\n" not in str(caught.value)
 
 
+def test_a_study_from_before_a_setting_goes_on_where_the_setting_is_the_defaults(bench):
+    bench.run(bench.open())
+    bench.open(came=1, defaults={"came": 1, "gone": 2})
+    with pytest.raises(StudyError, match=r"came: 1 -> 2"):
+        bench.open(came=2, defaults={"came": 1})
+
+
 def test_when_all_are_infeasible_nothing_is_chosen_and_optuna_agrees(bench):
     study = bench.open()
     result = bench.run(study, margin=1000.0)
@@ -332,8 +338,9 @@ def test_the_sampler_is_the_one_that_is_said(bench, name, kind):
     found = bench.run(study, balances=(-0.5, 0.0, 0.5), trials=6, sampler=name)
     assert isinstance(study.sampler, kind)
     assert len(found["trials"]) == 6
-    points = {(row["sparsity"], row["balance"]) for row in found["trials"]}
-    assert points <= {(s, b) for s in GRID for b in (-0.5, 0.0, 0.5)}
+    made = {(c.sparsity, c.balance): c for c in bench.balanced(GRID, (-0.5, 0.0, 0.5))}
+    for row in found["trials"]:
+        assert row["candidate"]["heads"] == list(made[row["sparsity"], row["balance"]].heads)
 
 
 def test_every_balance_of_every_sparsity_is_visited_once_and_measured_as_its_slice(bench):
@@ -343,7 +350,7 @@ def test_every_balance_of_every_sparsity_is_visited_once_and_measured_as_its_sli
     assert [(row["sparsity"], row["balance"]) for row in found["trials"]] == expected
     assert [(t.params["sparsity"], t.params["balance"]) for t in study.trials] == expected
     for row, (sparsity, balance) in zip(found["trials"], expected, strict=True):
-        one = candidate(bench.supernet.ranking, sparsity, balance, least=0.1)
+        one = candidate(bench.supernet.ranking, sparsity, balance=balance, student=0.9)
         assert row["metric"] == bench.workshop.metric(bench.supernet.extract(one), one)
         assert row["candidate"] == {"heads": list(one.heads), "neurons": list(one.neurons)}
     kept = {row["balance"]: sum(row["candidate"]["heads"]) for row in found["trials"] if row["sparsity"] == 0.7}
@@ -359,14 +366,32 @@ def test_one_balance_is_the_study_of_sparsities_alone(bench):
     assert all(set(t.params) == {"sparsity"} for t in study.trials)
 
 
-def test_a_chain_is_of_the_chosen_balance_down_to_the_student(bench):
-    assistants = bench.balanced((0.3, 0.5, 0.7), (-0.5, 0.0, 0.5))
-    student = candidate(bench.supernet.ranking, 0.9)
-    chain = chain_of(assistants, {"sparsity": 0.5, "balance": -0.5}, student)
-    assert [(c.sparsity, c.balance) for c in chain] == [(0.5, -0.5), (0.7, -0.5), (0.9, 0.0)]
-    assert all(smaller.fits_in(larger) for larger, smaller in itertools.pairwise(chain))
-    before = chain_of(assistants, {"sparsity": 0.5}, student)  # a record of when there was no balance
-    assert [(c.sparsity, c.balance) for c in before] == [(0.5, 0.0), (0.7, 0.0), (0.9, 0.0)]
+@pytest.mark.parametrize("sampler", [None, "tpe", "gp"])
+def test_a_study_killed_between_its_two_suggestions_visits_what_one_that_was_not_does(bench, monkeypatch, sampler):
+    settings = {"points": (0.3, 0.5, 0.7), "balances": (-0.5, 0.0, 0.5)}
+    if sampler is not None:
+        settings |= {"trials": 6, "sampler": sampler}
+    whole = bench.run(bench.open("whole"), **settings)
+    suggest, left = assistants._suggest, [7]
+
+    def killed(trial, name, points, **others):
+        left[0] -= 1
+        if left[0] == 1 and name == "balance":
+            raise KeyboardInterrupt
+        return suggest(trial, name, points, **others)
+
+    monkeypatch.setattr(assistants, "_suggest", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(bench.open("cut"), **settings)
+    left[0] = 1000
+    study = bench.open("cut")
+    found = bench.run(study, **settings)
+    assert "WAITING" not in states(study)
+
+    def visited(result):
+        return sorted((row["sparsity"], row["balance"], row["metric"]) for row in result["trials"])
+
+    assert visited(found) == visited(whole)
 
 
 def test_one_point_is_a_study_of_one_trial(bench):

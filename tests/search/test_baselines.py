@@ -52,7 +52,7 @@ def test_a_maxidisc_trial_is_the_fixed_distillation_from_the_same_start(
     ranking = random_ranking(teacher)
     one = {0.7: candidates[0.7]}
     ((assistant, student),), result, _ = maxidisc(bench.open(), one, seed=3)
-    chain = chain_from(one, 0.7, candidate(ranking, 0.9))
+    chain = chain_from(one[0.7], one.values(), candidate(ranking, 0.9))
     start = extract(teacher, ranking, chain[0])
     expected = distill_sandwich(teacher, start, ranking, chain, CONFIG, make_workshop(seed=3))
     assert same_weights(assistant.model, expected.assistant.model)
@@ -180,5 +180,5 @@ def test_a_student_of_another_architecture_stands_in_no_sandwich_of_that_mean_tr
 
 def test_a_chain_runs_from_the_assistant_to_the_student(candidates, tiny, random_ranking):
     student = candidate(random_ranking(tiny(layers=2)), 0.9)
-    assert [c.sparsity for c in chain_from(candidates, 0.5, student)] == [0.5, 0.7, 0.9]
-    assert [c.sparsity for c in chain_from(candidates, 0.7, student)] == [0.7, 0.9]
+    assert [c.sparsity for c in chain_from(candidates[0.5], candidates.values(), student)] == [0.5, 0.7, 0.9]
+    assert [c.sparsity for c in chain_from(candidates[0.7], candidates.values(), student)] == [0.7, 0.9]
