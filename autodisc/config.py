@@ -177,8 +177,9 @@ class ImportanceConfig(Section):
 
     criterion: Literal["first-order", "fisher"] = Field(
         "first-order",
-        description="first-order: Σ |∂loss/∂mask|, the paper's; fisher: Δloss once its layer has made up for it. Scorer"
-        " pruned, which refits its cuts: fisher unless given. A slice is not refitted: first-order recovers better.",
+        description="first-order: Σ |∂loss/∂mask|, the paper's, the same fraction of heads and of neurons; fisher: Δloss"
+        " once its layer has made up for it, and of heads and neurons what is cheaper a parameter. Scorer pruned, which"
+        " refits its cuts: fisher unless given. A slice is not refitted: first-order recovers better.",
     )
     examples: int = Field(512, ge=1, description="Training examples, the same in each round.")
     rounds: int | None = Field(
