@@ -177,7 +177,7 @@ class ImportanceConfig(Section):
 
     criterion: Literal["first-order", "fisher"] = Field(
         "first-order",
-        description="first-order: Σ |∂loss/∂mask|, the paper's, the same fraction of heads and of neurons; fisher: Δloss"
+        description="first-order: Σ |∂loss/∂mask|, the paper's, the same fraction of heads and neurons; fisher: Δloss"
         " once its layer has made up for it, and of heads and neurons what is cheaper a parameter. Scorer pruned, which"
         " refits its cuts: fisher unless given. A slice is not refitted: first-order recovers better.",
     )
