@@ -181,4 +181,4 @@ def _settle(runtime: Runtime) -> None:
 
 def _like(record: Row) -> list[Any]:
     where = [record["environment"].get(name) for name in ("hardware", "accelerator", "device", "precision", "threads")]
-    return [record["benchmark"], where, record["settings"]]
+    return [record["benchmark"], where, record.get("settings")]
