@@ -234,7 +234,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
             flat |= _flat(value, f"{prefix}{key}_")
         elif isinstance(value, tuple):
             flat[prefix + key] = " ".join(
-                "none" if item is None else f"{item:g}" if prefix == "" else f"{item}" for item in value
+                "none" if item is None else f"{item:g}" if isinstance(item, float) else f"{item}" for item in value
             )
         else:
             flat[prefix + key] = value
