@@ -46,7 +46,6 @@ from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.runtime import Runtime
 from autodisc.search.assistants import STAGE as TRIALS
-from autodisc.search.storage import startup_trials
 from autodisc.search.students import students
 from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
@@ -218,9 +217,7 @@ class _Bench:
         total = search.trials or len(points)
         if not search.sampled or total >= len(points):
             visited = points[:total]
-        else:  # the sampler's choice is not known: evenly spread, and a point drawn twice in its start visited once
-            start = startup_trials(total)
-            total += round(len(points) * (1 - (1 - 1 / len(points)) ** start)) - start
+        else:  # the sampler's choice is not known: evenly spread
             visited = [points[i * len(points) // total] for i in range(total)]
         ends = (points[0], points[-1])
         before_mib = _resident_mib()

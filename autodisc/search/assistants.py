@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def run_study(
                     reseed(study, seed=workshop.runtime.seed, sampler=config.sampler, startup=startup)
                     for trial in ask(study, 1, sample=sample):
                         trials.append(trial)
-                        asked[trial.number] = points.suggest(trial, config)
+                        asked[trial.number] = points.suggest(trial, config, _taken(study) if sample else ())
             judge = Judge(config.lam, config.margin, list(_standings(study))) if config.prune else None
             try:
                 found = _measure(
@@ -140,7 +140,7 @@ def join_study(
         for trial in trials:
             try:
                 with workshop.ledger.stage(STAGE):
-                    candidate = points.suggest(trial, config)
+                    candidate = points.suggest(trial, config, _taken(shared.study) if sample else ())
                 judge = Judge(config.lam, config.margin, list(_standings(shared.study))) if config.prune else None
                 with workshop.ledger.stage(STAGE):
                     (found,) = evaluate(opened, [candidate], workshop, judge=judge, bar=bar)
@@ -180,14 +180,18 @@ class _Points:
         names = ("sparsity", "balance") if len(self.balances) > 1 else ("sparsity",)
         return [{name: getattr(candidate, name) for name in names} for candidate in self.candidates]
 
-    def suggest(self, trial: optuna.Trial, config: SearchConfig) -> Candidate:
-        """The candidate nearest to what the sampler, or the queue, suggests."""
-        found = {
-            "sparsity": _suggest(trial, "sparsity", self.sparsities, step=None if config.low is None else config.step),
-            "balance": _suggest(trial, "balance", self.balances) if len(self.balances) > 1 else self.balances[0],
-        }
-        alike = [c for c in self.candidates if c.sparsity == found["sparsity"]]  # not each may have every balance
-        candidate = min(alike, key=lambda c: (abs(c.balance - found["balance"]), abs(c.balance)))
+    def suggest(self, trial: optuna.Trial, config: SearchConfig, taken: Collection[tuple[float, float]]) -> Candidate:
+        """The candidate nearest to what the sampler, or the queue, suggests, of those that are not ``taken``."""
+        step = None if config.low is None else config.step
+        sparsity = _suggest(trial, "sparsity", self.sparsities, step=step)
+        balance = _suggest(trial, "balance", self.balances) if len(self.balances) > 1 else self.balances[0]
+        spans = [points[-1] - points[0] or 1.0 for points in (self.sparsities, self.balances)]
+
+        def distance(candidate: Candidate) -> float:
+            return abs(candidate.sparsity - sparsity) / spans[0] + abs(candidate.balance - balance) / spans[1]
+
+        left = [c for c in self.candidates if (c.sparsity, c.balance) not in taken]
+        candidate = min(left or self.candidates, key=distance)  # none is left where two processes ask at once
         trial.set_user_attr("sparsity", candidate.sparsity)
         trial.set_user_attr("balance", candidate.balance)
         return candidate
@@ -293,12 +297,16 @@ def search_result(study: optuna.Study, config: SearchConfig, *, storage: str) ->
     }
 
 
+def _taken(study: optuna.Study) -> set[tuple[float, float]]:
+    """The candidates that a trial has measured, or is at."""
+    trials = [t.user_attrs for t in study.get_trials(deepcopy=False) if t.state is not TrialState.FAIL]
+    return {(known["sparsity"], known["balance"]) for known in trials if "balance" in known}
+
+
 def _suggest(trial: optuna.Trial, name: str, points: Sequence[float], *, step: float | None = None) -> float:
     if len(points) > 1:
-        value = trial.suggest_float(name, points[0], points[-1], step=step)
-    else:
-        value = trial.suggest_categorical(name, points)
-    return min(points, key=lambda point: abs(point - value))
+        return trial.suggest_float(name, points[0], points[-1], step=step)
+    return float(trial.suggest_categorical(name, points))
 
 
 def _attributes(measured: Measured) -> dict[str, Any]:

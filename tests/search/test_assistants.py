@@ -317,7 +317,13 @@ def test_a_range_with_fewer_trials_is_sampled_on_its_points_alike_for_a_seed(ben
         result = bench.run(bench.open(name), points=points, **settings)
         runs.append([row["sparsity"] for row in sorted(result["trials"], key=lambda row: row["number"])])
     assert runs[0] == runs[1] != runs[2]
-    assert all(len(run) == 5 and set(run) <= set(points) for run in runs)
+    assert all(len(set(run)) == 5 and set(run) <= set(points) for run in runs)
+
+
+def test_a_sampler_that_visits_all_points_but_one_repeats_none(bench):
+    for sampler in ("tpe", "gp"):
+        found = bench.run(bench.open(sampler), points=(0.3, 0.7), balances=(-0.5, 0.5), trials=3, sampler=sampler)
+        assert len({(row["sparsity"], row["balance"]) for row in found["trials"]}) == 3
 
 
 def test_a_sampled_range_counts_its_trials_in_total_and_goes_on_with_other_points(bench):
@@ -337,7 +343,7 @@ def test_the_sampler_is_the_one_that_is_said(bench, name, kind):
     study = bench.open()
     found = bench.run(study, balances=(-0.5, 0.0, 0.5), trials=6, sampler=name)
     assert isinstance(study.sampler, kind)
-    assert len(found["trials"]) == 6
+    assert len({(row["sparsity"], row["balance"]) for row in found["trials"]}) == 6
     made = {(c.sparsity, c.balance): c for c in bench.balanced(GRID, (-0.5, 0.0, 0.5))}
     for row in found["trials"]:
         assert row["candidate"]["heads"] == list(made[row["sparsity"], row["balance"]].heads)
