@@ -94,8 +94,9 @@ class CompareSection(Section):
     searches: dict[str, dict[str, Any]] = Field(
         {}, description="More searches for fidelity and frontier: name, then what of `search` it sets otherwise."
     )
-    searched_seeds: int | None = Field(
-        None, ge=1, description="How many of each task's seeds, from the first, `searches` are run with; none: all."
+    secondary: tuple[str, ...] = Field((), description="Those of `strategies` that `secondary_seeds` limits.")
+    secondary_seeds: int | None = Field(
+        None, ge=1, description="With how many of a task's seeds, from the first, these and `searches` run; none: all."
     )
     tpe_trials: int | None = Field(None, ge=1, description="Of maxidisc-tpe; none: half of the assistants, rounded up.")
     jobs: int = Field(1, ge=1, description="Processes, each of which computes one cell at a time.")
@@ -107,7 +108,7 @@ class CompareSection(Section):
     def _students(cls, values: tuple[float, ...]) -> tuple[float, ...]:
         return tuple(check_sparsity("student_sparsities", value, zero=False) for value in values)
 
-    @field_validator("strategies")
+    @field_validator("strategies", "secondary")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
@@ -116,6 +117,14 @@ class CompareSection(Section):
                 way_out = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(NEEDS)}"
                 raise ValueError(f"no strategy '{name}'; {way_out}")
         return tuple(name for name in NEEDS if name in names)
+
+    @model_validator(mode="after")
+    def _limited(self) -> CompareSection:
+        if left_out := [name for name in self.secondary if name not in self.strategies]:
+            raise ValueError(f"secondary: '{left_out[0]}' is not among strategies; add it there")
+        if self.secondary and self.secondary_seeds is None:
+            raise ValueError("secondary: limits nothing without secondary_seeds; give how many seeds these run with")
+        return self
 
     @field_validator("searches")
     @classmethod
@@ -177,9 +186,22 @@ class ComparisonConfig(Section):
     @property
     def searches(self) -> dict[str, dict[str, Any]]:
         """Every search that the strategies or the frontier need, by name, with its overrides of ``search``."""
-        needed = {kind for name in self.compare.strategies for kind in NEEDS[name]}
+        return self.searches_with(0)
+
+    def searches_with(self, number: int) -> dict[str, dict[str, Any]]:
+        """Those of a task's seed of that number, from 0."""
+        needed = self.needed_with(number)
         own = {name: settings for name, settings in SEARCHES.items() if f"search-{name}" in needed}
-        return own | self.compare.searches
+        return own | (self.compare.searches if self._all_with(number) else {})
+
+    def needed_with(self, number: int) -> set[str]:
+        """The kinds of cells that the strategies need with a task's seed of that number, from 0."""
+        left_out = () if self._all_with(number) else self.compare.secondary
+        return {kind for name in self.compare.strategies if name not in left_out for kind in NEEDS[name]}
+
+    def _all_with(self, number: int) -> bool:
+        limit = self.compare.secondary_seeds
+        return limit is None or number < limit
 
     def study(self, cell: Cell, teachers: Path) -> StudyConfig:
         """The settings of one cell; what a task's ``finetune`` makes lies under ``teachers``."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from autodisc.comparison.cells import SHARED, Cell, Recorded, assistant, read_all
-from autodisc.comparison.config import NEEDS, ComparisonConfig
+from autodisc.comparison.config import ComparisonConfig
 
 CHAINS = {
     "search-recovered": ("autodisc", "plain", "chain"),
@@ -21,9 +21,8 @@ SEARCHED = {kind: search for search, kinds in CHAINS.items() for kind in kinds}
 def kinds(config: ComparisonConfig, grid: Iterable[float], number: int) -> list[str]:
     """Every kind of cell that the strategies and searches need with a task's seed of that number, the dearest chains
     first."""
-    needed = {kind for name in config.compare.strategies for kind in NEEDS[name]}
-    limit, more = config.compare.searched_seeds, config.compare.searches
-    searches = [f"search-{name}" for name in config.searches if name not in more or limit is None or number < limit]
+    needed = config.needed_with(number)
+    searches = [f"search-{name}" for name in config.searches_with(number)]
     chained = [kind for search in searches for kind in CHAINS.get(search, ()) if kind in needed]
     every = [assistant(sparsity) for sparsity in grid] if "*" in needed else []
     return [*searches, *chained, *(kind for kind in ("released", "direct") if kind in needed), *every]

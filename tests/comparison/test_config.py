@@ -69,12 +69,21 @@ def test_a_task_may_bring_seeds_and_students_of_its_own(settings, entry, tmp_pat
     assert students == [("mine", 0), ("mine", 5), ("again", 7), ("mine", 1)]  # first seeds first
 
 
-def test_searches_of_the_frontier_may_be_run_with_some_seeds_alone(settings, tmp_path):
+def test_searches_of_the_frontier_and_secondary_strategies_are_run_with_some_seeds_alone(settings, tmp_path):
     searches = {"steps-3": {"recovery": {"steps": 3}}}
-    compare = {"strategies": ["autodisc"], "searches": searches, "searched_seeds": 1}
+    compare = {
+        "strategies": ["autodisc", "pruned", "plain", "direct"],
+        "secondary": ["pruned", "plain"],
+        "searches": searches,
+        "secondary_seeds": 1,
+    }
     cells = all_cells(make_comparison(settings(compare=compare)), tmp_path)
-    assert [cell.seed for cell in cells if cell.kind == "search-steps-3"] == [0]
-    assert [cell.seed for cell in cells if cell.kind == "search-recovered"] == [0, 1]  # a strategy's
+    seeds = {kind: [cell.seed for cell in cells if cell.kind == kind] for kind in {cell.kind for cell in cells}}
+    few, all_ = [0], [0, 1]
+    assert seeds == {
+        **{kind: few for kind in ("search-steps-3", "search-pruned", "pruned", "plain")},
+        **{kind: all_ for kind in ("shared", "search-recovered", "autodisc", "direct")},
+    }
 
 
 def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp_path):
