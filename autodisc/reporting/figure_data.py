@@ -70,6 +70,7 @@ class StageBar:
     strategy: str
     stage: str
     cost: float
+    number: int  # the stage's among all that ran, whatever they cost: it looks the same in every unit's picture
 
 
 @dataclass(frozen=True)
@@ -152,10 +153,11 @@ def stage_data(study: StudySummary, unit: CostUnit) -> tuple[StageBar, ...]:
         if row.strategy != "teacher":
             key = row.strategy, row.stage
             costs[key] = costs.get(key, 0.0) + float(getattr(row, unit))
-    bars = [StageBar(*key, cost) for key, cost in costs.items() if cost > 0]
+    numbers = {stage: number for number, stage in enumerate(dict.fromkeys(stage for _, stage in costs))}
+    bars = [StageBar(*key, cost, numbers[key[1]]) for key, cost in costs.items() if cost > 0]
     run = {row.strategy for row in study.costs}
     if bars and unit == "flops" and study.projected_flops and "maxidisc" not in run:
-        bars.append(StageBar(PROJECTED, "all trials", study.projected_flops))
+        bars.append(StageBar(PROJECTED, "all trials", study.projected_flops, len(numbers)))
     return tuple(bars)
 
 

@@ -161,7 +161,7 @@ def stage_figure(bars: Sequence[StageBar], *, unit: str) -> go.Figure:
     """Where each strategy's cost went: stacked bars; hover names the stage."""
     figure = empty_figure("seconds" if unit == "seconds" else "FLOPs", "")
     strategies = list(dict.fromkeys(bar.strategy for bar in bars))
-    for i, stage in enumerate(dict.fromkeys(bar.stage for bar in bars)):
+    for stage, i in {bar.stage: bar.number for bar in bars}.items():
         costs = {bar.strategy: bar.cost for bar in bars if bar.stage == stage}
         figure.add_bar(
             y=[escape(strategy) for strategy in strategies],

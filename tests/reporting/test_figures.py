@@ -72,6 +72,18 @@ def test_stage_bars_add_up_to_the_strategy_s_cost(study):
             assert sum(bar.cost for bar in bars if bar.strategy == row.name) == pytest.approx(row.flops)
 
 
+def test_a_stage_looks_the_same_in_seconds_and_in_flops(study):
+    free = dataclasses.replace(study.costs[0], stage="set-up", flops=0.0)
+    mixed = dataclasses.replace(study, costs=(free, *study.costs))
+    looks = []
+    for unit in ("seconds", "flops"):
+        figure = figures.stage_figure(figure_data.stage_data(mixed, unit), unit=unit)
+        looks.append({bar.name: (bar.marker.color, bar.marker.pattern.shape) for bar in figure.data})
+    seconds, flops = looks
+    assert "set-up" in seconds and "set-up" not in flops
+    assert {name: seconds[name] for name in flops} == flops
+
+
 def test_kept_data_has_a_row_per_layer_and_a_column_per_candidate(study):
     data = figure_data.kept_data(study, "heads")
     assert len(data.kept) == 6
