@@ -81,8 +81,8 @@ def test_searches_of_the_frontier_and_secondary_strategies_are_run_with_some_see
     seeds = {kind: [cell.seed for cell in cells if cell.kind == kind] for kind in {cell.kind for cell in cells}}
     few, all_ = [0], [0, 1]
     assert seeds == {
-        **{kind: few for kind in ("search-steps-3", "search-pruned", "pruned", "plain")},
-        **{kind: all_ for kind in ("shared", "search-recovered", "autodisc", "direct")},
+        **dict.fromkeys(("search-steps-3", "search-pruned", "pruned", "plain"), few),
+        **dict.fromkeys(("shared", "search-recovered", "autodisc", "direct"), all_),
     }
 
 
