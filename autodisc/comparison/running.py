@@ -6,6 +6,8 @@ alone. First each task is prepared (teacher, rankings, the teacher's outputs), s
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import CHAINS, all_cells, recorded
 from autodisc.comparison.work import clear, compute, make_teacher, prepare
 from autodisc.errors import TrainingError, UserError
+from autodisc.leases import leased
 from autodisc.progress import Progress, Silent
 from autodisc.search.backends import LOCAL
 from autodisc.search.workers import side_by_side
@@ -32,12 +35,30 @@ def run(
     backend: str | None = None,
     progress: Progress | None = None,
 ) -> int:
-    """Compute what is missing; returns how many cells failed. The same call again goes on, and retries those.
+    """Compute what is missing; returns how many cells failed. The same call again goes on, and retries those; while
+    another process computes in ``out`` it waits.
 
     Raises UserError where a record, the data or the teacher is not this comparison's.
     """
-    progress, jobs = progress or Silent(), jobs or config.compare.jobs
-    backend = backend or config.compare.backend
+    progress = progress or Silent()
+    with _alone(out, progress):
+        return _run(config, out, jobs or config.compare.jobs, backend or config.compare.backend, progress)
+
+
+@contextlib.contextmanager
+def _alone(out: Path, progress: Progress) -> Iterator[None]:
+    """Once no other process computes in ``out``; what is left empty is removed again."""
+    before = next((path for path in (out, *out.parents) if path.exists()), out)
+    try:
+        with leased(out / "running.lease", waiting=lambda who: progress.say(f"{out}: waiting for {who}")):
+            yield
+    finally:
+        if out.is_dir() and not any(out.iterdir()):
+            for path in itertools.takewhile(lambda path: path != before, (out, *out.parents)):
+                path.rmdir()
+
+
+def _run(config: ComparisonConfig, out: Path, jobs: int, backend: str, progress: Progress) -> int:
     cells = all_cells(config, out)
     done = recorded(config, cells, out)
     left = [cell for cell in cells if cell not in done]

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,8 @@ from autodisc.comparison.plan import all_cells, recorded
 from autodisc.comparison.running import jobs_of, run
 from autodisc.comparison.summary import summarize
 from autodisc.errors import StudyError, TrainingError
+from autodisc.leases import leased
+from autodisc.progress import Silent
 from autodisc.reporting import units
 
 FEW = {"strategies": ["direct", "smallest"], "seeds": [0]}
@@ -41,6 +47,37 @@ def test_every_cell_is_recorded_once_and_a_second_run_opens_nothing(whole, copie
     monkeypatch.setattr(running, "prepare", None)
     assert run(whole, copied) == 0
     assert written(copied) == before
+
+
+def test_of_two_processes_with_one_folder_the_second_waits_and_finds_all_there(whole, copied, monkeypatch):
+    monkeypatch.setattr(running, "compute", None)
+    heard, said = threading.Event(), []
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+            heard.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with leased(copied / "running.lease"):
+            second = pool.submit(run, whole, copied, progress=Listening())
+            assert heard.wait(30)
+            assert not second.done()
+        assert second.result(30) == 0
+    assert said == [f"{copied}: waiting for process {os.getpid()} on {socket.gethostname()}"]
+    assert not (copied / "running.lease").exists()
+
+
+def test_a_run_that_is_refused_leaves_no_folder(config, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise StudyError("no")
+
+    monkeypatch.setattr(running, "prepare", refuse)
+    out = tmp_path / "new" / "er"
+    with pytest.raises(StudyError, match="no"):
+        run(config(compare=FEW), out)
+    assert not out.parent.exists()
+    assert tmp_path.exists()
 
 
 def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied, tmp_path, monkeypatch):
