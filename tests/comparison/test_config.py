@@ -29,6 +29,10 @@ MISTAKES = [
     ({"searches": {"more": {"sparsities": [0.5]}}}, ["sparsities", "same for every search"]),
     ({"searches": {"more": {"lamm": 0.5}}}, ["search.lamm", "'lam'"]),
     ({"searches": {"more": {"importance": {"examples": 3}}}}, ["importance"]),
+    ({"strategies": ["direct"], "secondary": ["plain"], "secondary_seeds": 1}, ["secondary", "'plain'", "strategies"]),
+    ({"strategies": ["direct"], "secondary": ["direct"]}, ["secondary", "secondary_seeds"]),
+    ({"strategies": ["direct"], "secondary": ["dirct"], "secondary_seeds": 1}, ["compare.secondary", "'direct'"]),
+    ({"secondary_seeds": 0}, ["compare.secondary_seeds"]),
     ({"jobs": 0}, ["compare.jobs"]),
 ]
 
