@@ -22,6 +22,7 @@ from autodisc.config import (
     StudyConfig,
     TaskConfig,
     TeacherConfig,
+    check_name,
     check_sparsity,
     explained,
     make_config,
@@ -57,6 +58,8 @@ FIXED = (
     "low",
     "high",
     "step",
+    "lam",
+    "margin",
     "balances",
     "trials",
     "sampler",
@@ -73,8 +76,8 @@ class ComparedTask(Section):
     name: str | None = Field(None, pattern=r"^[\w.-]+$", description="In results; none: the task's.")
     task: TaskConfig
     teacher: TeacherConfig = Field(description="With finetune it is made once, of the first seed.")
-    seeds: tuple[int, ...] | None = None
-    student_sparsities: tuple[float, ...] | None = None
+    seeds: tuple[int, ...] | None = Field(None, min_length=1)
+    student_sparsities: tuple[float, ...] | None = Field(None, min_length=1)
 
     @field_validator("student_sparsities")
     @classmethod
@@ -84,6 +87,11 @@ class ComparedTask(Section):
     @property
     def label(self) -> str:
         return self.name or self.task.name
+
+    @model_validator(mode="after")
+    def _folder(self) -> ComparedTask:
+        check_name(self.label)
+        return self
 
 
 class CompareSection(Section):

@@ -18,7 +18,7 @@ from autodisc.comparison.cells import SHARED, Cell, write_failure
 from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import CHAINS, all_cells, recorded
 from autodisc.comparison.work import clear, compute, make_teacher, prepare
-from autodisc.errors import TrainingError, UserError
+from autodisc.errors import StudyError, TrainingError, UserError, one_line
 from autodisc.leases import leased
 from autodisc.progress import Progress, Silent
 from autodisc.search.backends import LOCAL
@@ -54,8 +54,9 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
             yield
     finally:
         if out.is_dir() and not any(out.iterdir()):
-            for path in itertools.takewhile(lambda path: path != before, (out, *out.parents)):
-                path.rmdir()
+            with contextlib.suppress(OSError):  # another process waits there, or has begun to
+                for path in itertools.takewhile(lambda path: path != before, (out, *out.parents)):
+                    path.rmdir()
 
 
 def _run(config: ComparisonConfig, out: Path, jobs: int, backend: str, progress: Progress) -> int:
@@ -105,7 +106,14 @@ def _prepare(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
 
 
 def _compute(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
-    reasons = _each(job, out, lambda cell: compute(config, cell, out))
+    def work(cell: Cell) -> None:
+        try:
+            compute(config, cell, out)
+        except StudyError as error:  # of the folder that a stopped run left, which is no loss
+            clear(_search_of(job[0]), out)
+            raise TrainingError(f"{one_line(error, 400)}; it was removed, the same command begins anew") from None
+
+    reasons = _each(job, out, work)
     if not reasons:
         clear(_search_of(job[0]), out)
     return reasons
@@ -144,9 +152,10 @@ def _outcomes(
     calls = side_by_side(lambda job: joblib.delayed(_apart)(work, config, out, job), queue, jobs, threads, backend)
     for job, found in calls:
         if isinstance(found, TrainingError):
-            cell = next((cell for cell in job if not cell.path(out).exists()), job[-1])
-            write_failure(out, cell, str(found))
-            yield job, {cell: str(found)}
+            left = [cell for cell in job if not cell.path(out).exists()] or [job[-1]]
+            for cell in left:
+                write_failure(out, cell, str(found))
+            yield job, dict.fromkeys(left, str(found))
         else:
             yield job, found[0]
 

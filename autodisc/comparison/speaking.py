@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from autodisc.comparison.cells import Cell, Recorded
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section
+from autodisc.reporting.gains import Comparison
 
 SEARCH, SCHEDULE, REGRET = 0.05, 0.20, 0.005  # what autodisc sets out to keep below
 TOLD = 0.005  # the smallest difference that should show
@@ -29,12 +30,13 @@ def against(section: Section) -> tuple[str, ...]:
         if len(set(ours.assistants)) > 1:
             listed = "; ".join("none" if name == units.NONE else name for name in ours.assistants)
             found.append(f"Seeds do not agree on the assistant: {listed}.")
-    for line in section.frontier:
-        if line.setting == "recovered" and line.regret > REGRET:
-            found.append(f"The choice's mean regret is {100 * line.regret:.1f} points, more than {100 * REGRET:.1f}.")
+    if section.choice is not None and section.choice.regret > REGRET:
+        regret = 100 * section.choice.regret
+        found.append(f"The choice's mean regret is {regret:.1f} points, more than {100 * REGRET:.1f}.")
     compared = [line.comparison for line in section.differences]
     found += [
-        f"{one.theirs} made the better student; the interval excludes zero."
+        f"{one.theirs} made the better student; the interval over {_over(one)} excludes zero, not corrected for the"
+        f" number of comparisons."
         for one in compared
         if one.interval.sign < 0
     ]
@@ -44,6 +46,12 @@ def against(section: Section) -> tuple[str, ...]:
     if unknown := [name for name, least in blind if least is None]:
         found.append(f"Nothing could have been told apart from noise: {', '.join(unknown)}.")
     return tuple(found)
+
+
+def _over(comparison: Comparison) -> str:
+    return (
+        "one seed's examples" if len(comparison.by_seed) == 1 else f"{len(comparison.by_seed)} seeds and the examples"
+    )
 
 
 def caveats(
@@ -57,9 +65,18 @@ def caveats(
     seeds = {record.cell.seed for record in records if record.cell.student is not None}
     if len(seeds) == 1:
         found.append("One seed: intervals are over test examples alone, and another seed may decide otherwise.")
+    elif fewer := [line for line in section.strategies if len(line.seeds) < len(seeds)]:
+        listed = ", ".join(f"{line.strategy} ({len(line.seeds)})" for line in fewer)
+        found.append(
+            f"Of {len(seeds)} seeds some strategies have fewer: {listed}. Compare them in the paired differences, which"
+            " are over the seeds that both have; with one seed an interval is over test examples alone."
+        )
     undecided = [r for r in records if r.cell.kind.startswith("search-") and r.result["best"] is None]
     for record in undecided:
-        found.append(f"{record.cell}: no candidate left the floor; its user distils without an assistant.")
+        found.append(
+            f"{record.cell}: no candidate left the floor; its user distils without an assistant"
+            f"{'' if section.strategy('direct') else ', which strategies without direct do not have'}."
+        )
     if len({record.values["environment"].get("revision") for record in records}) > 1:
         found.append("Cells are of several revisions of the source.")
     if any(record.values["environment"].get("dirty") for record in records):

@@ -1,14 +1,15 @@
 """Strategies as views over cells: which student a strategy ends with, and what it would have paid.
 
-A student through an assistant is a function of seed and assistant alone. So the strategies that differ only in which
-assistants they try share those cells, and each is charged for the ones that it visits:
+A student through an assistant that is cut from the teacher is a function of seed and assistant alone. So the strategies
+that differ only in which of these they try share those cells, and each is charged for the ones that it visits:
 
     maxidisc      all, and the best on validation      maxidisc-tpe   the same over fewer, as TPE would visit them
     rule-2.5x     the one nearest to 2.5 × the student's scale (arXiv:2311.07052); smallest, largest: the ends
     random        one by chance: the exact expectation over the grid
 
 ``autodisc``, ``pruned``, ``plain``, ``chain``, ``released`` and the ``balanced`` ones distil through what a search of
-theirs chose; where no candidate was feasible they are ``direct``, and have paid for the search. Each pays for
+theirs chose, from the weights that it left; where no candidate was feasible they are ``direct``, and have paid for the
+search. Each pays for
 importance and the teacher's outputs once.
 """
 

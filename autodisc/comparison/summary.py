@@ -18,17 +18,16 @@ from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import all_cells, recorded, teachers
 from autodisc.comparison.speaking import against, caveats, provenance
 from autodisc.comparison.strategies import RULE, STRATEGIES, Group, MissingCell, View, results
-from autodisc.comparison.truth import fidelity_of, frontier_of, truth_lines, truth_of
+from autodisc.comparison.truth import fidelity_of, frontier_of, objectives_of, truth_lines, truth_of
 from autodisc.errors import StudyError
 from autodisc.reporting import units
-from autodisc.reporting.comparison import DifferenceLine, Section, StrategyLine
+from autodisc.reporting.comparison import QUESTIONS, DifferenceLine, Section, StrategyLine
 from autodisc.reporting.comparison_report import write_comparison
 from autodisc.reporting.fidelity import DIRECT, Truth
 from autodisc.reporting.gains import Comparison, Standing, compare, share_best, verdict
 from autodisc.reporting.statistics import Results, bootstrap, examples_of, holm, t_interval
 
 OURS = "autodisc"
-QUESTIONS = (DIRECT, RULE.name, "smallest", "random")  # what a choice has to beat: these are tested, and corrected for
 OTHERS = ("largest", "maxidisc", "maxidisc-tpe", "released", "plain", "chain", "balanced-tpe", "balanced-gp", "pruned")
 
 
@@ -55,22 +54,25 @@ def summarize(
 ) -> tuple[Section, ...]:
     """A section for each task and student sparsity, in the configuration's order."""
     keys = dict.fromkeys((cell.task, cell.student) for cell in cells if cell.student is not None)
-    sections = []
+    sections, standings = [], []
     for task, student in keys:
-        own = [cell for cell in cells if cell.task == task and cell.student in (student, None)]
+        seeds = {cell.seed for cell in cells if (cell.task, cell.student) == (task, student)}
+        own = [cell for cell in cells if cell.task == task and cell.student in (student, None) and cell.seed in seeds]
         groups = _groups(config, task, student, own, done, out)
-        section = _section(config, task, student, groups)
+        section, standing = _section(config, task, student, groups)
         missing = [cell for cell in own if cell not in done]
         failed = {cell: reason for cell in missing if (reason := failure(out, cell)) is not None}
-        records = [done[cell] for cell in own if cell in done]
-        section = replace(
-            section,
-            against=against(section),
-            caveats=caveats(section, records, missing, failed),
-            provenance=provenance(records),
+        made = {group.seed for group in groups}
+        records = [done[cell] for cell in own if cell in done and cell.seed in made]
+        sections.append(
+            replace(section, caveats=caveats(section, records, missing, failed), provenance=provenance(records))
         )
-        sections.append(section)
-    return _holm(sections)
+        standings.append(standing)
+    corrected = _holm(_holm(sections, "differences"), "objectives")
+    return tuple(
+        replace(section, verdict=_verdict(section, standing), against=against(section))
+        for section, standing in zip(corrected, standings, strict=True)
+    )
 
 
 def _groups(
@@ -91,13 +93,16 @@ def _groups(
     return found
 
 
-def _section(config: ComparisonConfig, task: str, student: float, groups: Sequence[Group]) -> Section:
+def _section(
+    config: ComparisonConfig, task: str, student: float, groups: Sequence[Group]
+) -> tuple[Section, Standing | None]:
+    """With what its verdict is to be made of, once its p-values are corrected; None: autodisc was not run."""
     resamples = config.compare.resamples
     rng = np.random.default_rng(0)  # of bootstraps alone; a report is the same each time it is written
     views = _views(config, groups)
     lines = _strategy_lines(views, groups, rng, resamples)
     differences = tuple(
-        DifferenceLine(found, _p(found) if other in QUESTIONS else None)
+        DifferenceLine(found, found.p if other in QUESTIONS else None)
         for other in (*QUESTIONS, *OTHERS)
         if (found := _difference(views, groups, other, rng, resamples)) is not None
     )
@@ -110,11 +115,20 @@ def _section(config: ComparisonConfig, task: str, student: float, groups: Sequen
         lines,
         differences,
         fidelity,
-        truth=truth_lines(truths),
-        teacher=_teacher(groups),
+        frontier_of(config, groups, fidelity, views),
+        objectives_of(config, groups, rng),
+        truth_lines(truths),
+        _teacher(groups),
     )
-    section = replace(section, frontier=frontier_of(config, groups, fidelity, views))
-    return replace(section, verdict=_verdict(section, views, truths, rng, resamples))
+    if OURS not in views and groups and all(_undecided(group) for group in groups):
+        return section, Standing(task, student, (None,) * len(groups), None)
+    return section, _standing(section, views, truths, rng, resamples)
+
+
+def _undecided(group: Group) -> bool:
+    """Whether autodisc's search found nothing feasible."""
+    search = group.cells.get("search-recovered")
+    return search is not None and search.result["best"] is None
 
 
 def _views(config: ComparisonConfig, groups: Sequence[Group]) -> dict[str, dict[int, View]]:
@@ -191,21 +205,16 @@ def _difference(
     return compare(pairs, ours=OURS, theirs=other, rng=rng, resamples=resamples) if pairs else None
 
 
-def _p(comparison: Comparison) -> float | None:
-    return comparison.p_mcnemar if len(comparison.by_seed) == 1 else comparison.p_t
-
-
-def _verdict(
+def _standing(
     section: Section,
     views: Mapping[str, Mapping[int, View]],
     truths: Sequence[Truth],
     rng: np.random.Generator,
     resamples: int,
-) -> tuple[str, ...]:
+) -> Standing | None:
     ours = section.strategy(OURS)
     if ours is None:
-        head = f"{section.task}, student sparsity {section.student_sparsity:g}"
-        return (f"{head}: {OURS} was not run, so nothing is advised.",)
+        return None
     by_name = {line.comparison.theirs: line.comparison for line in section.differences}
     chosen = tuple(view.assistant for view in views[OURS].values())
     best = None
@@ -216,26 +225,35 @@ def _verdict(
             [truth.results for truth in truths], among=[f"{s:g}" for s in grid], rng=rng, resamples=resamples
         )
         best = shares.get(f"{max(made, key=lambda s: (made.count(s), s)):g}")
-    standing = Standing(
+    return Standing(
         section.task,
         section.student_sparsity,
         chosen,
         by_name.get(DIRECT),
         by_name.get(RULE.name),
         best,
-        _larger(ours.search_seconds_share, ours.search_flops_share),
-        _larger(ours.seconds_share, ours.flops_share),
+        search_share=_larger(ours.search_seconds_share, ours.search_flops_share),
+        schedule_share=_larger(ours.seconds_share, ours.flops_share),
     )
-    return (verdict(standing),)
 
 
-def _holm(sections: Sequence[Section]) -> tuple[Section, ...]:
-    """Correct every p for all comparisons of the report."""
-    adjusted = iter(holm([line.p for section in sections for line in section.differences]))
-    return tuple(
-        replace(section, differences=tuple(replace(line, p_holm=next(adjusted)) for line in section.differences))
-        for section in sections
-    )
+def _verdict(section: Section, standing: Standing | None) -> tuple[str, ...]:
+    if standing is None:
+        head = f"{section.task}, student sparsity {section.student_sparsity:g}"
+        why = f"{OURS} was not run, so nothing is advised" if section.strategies else "nothing has been computed yet"
+        return (f"{head}: {why}.",)
+    p = {line.comparison.theirs: line.p_holm for line in section.differences}
+    return (verdict(replace(standing, p_direct=p.get(DIRECT), p_rule=p.get(RULE.name))),)
+
+
+def _holm(sections: Sequence[Section], kind: str) -> tuple[Section, ...]:
+    """Correct every p of a kind, ``differences`` or ``objectives``, for all of that kind in the report."""
+    adjusted = iter(holm([line.p for section in sections for line in getattr(section, kind)]))
+    corrected = []
+    for section in sections:
+        lines: Any = tuple(replace(line, p_holm=next(adjusted)) for line in getattr(section, kind))
+        corrected.append(replace(section, **{kind: lines}))
+    return tuple(corrected)
 
 
 def _teacher(groups: Sequence[Group]) -> float | None:

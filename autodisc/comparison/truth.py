@@ -1,4 +1,5 @@
-"""The choice against the truth: fidelity of what searches saw, and the frontier of cost against regret."""
+"""The choice against the truth: fidelity of what searches saw, what other objectives would have gained, and the
+frontier of cost against regret."""
 
 from __future__ import annotations
 
@@ -12,12 +13,15 @@ from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.parts import SHARES, on_a_part
 from autodisc.comparison.strategies import NOTHING, RULE, Group, View, results
 from autodisc.reporting import objectives
-from autodisc.reporting.comparison import FrontierLine, TruthLine
-from autodisc.reporting.fidelity import DIRECT, Assessment, Truth, assess, ceiling
-from autodisc.reporting.gains import FrontierPoint, frontier
-from autodisc.reporting.statistics import Interval
+from autodisc.reporting.comparison import DifferenceLine, FrontierLine, TruthLine
+from autodisc.reporting.fidelity import DIRECT, Assessment, Truth, assess, ceiling, students_of
+from autodisc.reporting.gains import FrontierPoint, compare, frontier
+from autodisc.reporting.statistics import Interval, Results
 
 LAMS = (0.1, 0.2, 0.5)
+_Way = tuple[
+    str, Mapping[int, Spent], Mapping[int, float], Interval | None
+]  # setting, paid, regret by seed, its bounds
 
 
 def truth_of(group: Group) -> Truth:
@@ -39,7 +43,6 @@ def truth_lines(truths: Sequence[Truth]) -> tuple[TruthLine, ...]:
 
 def fidelity_of(config: ComparisonConfig, groups: Sequence[Group], rng: np.random.Generator) -> tuple[Assessment, ...]:
     """Every objective under every search, over the seeds whose search measured every candidate."""
-    lams = tuple(sorted({*LAMS, config.search.lam} - {0.0}))
     found: list[Assessment] = []
     for name in config.searches:
         pairs = [
@@ -48,7 +51,7 @@ def fidelity_of(config: ComparisonConfig, groups: Sequence[Group], rng: np.rando
         if not pairs:
             continue
         first = not found  # rules that need no search are the same beside each: once
-        rules = [rule for rule in objectives.objectives(lams) if first or rule.guarded]
+        rules = [rule for rule in objectives.objectives(lams_of(config)) if first or rule.guarded]
         cells, truths = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         found += assess(cells, truths, rules, rng=rng, margin=config.search.margin, resamples=config.compare.resamples)
         if first and len(truths) > 1:
@@ -88,44 +91,103 @@ def frontier_of(
     if not whole:
         return ()
     own, rules = objectives.tradeoff_at(config.search.lam).name, (RULE.name, "smallest", "random")
-    lines: list[FrontierLine] = []
+    found: list[_Way] = []
+    by_seed = {group.seed: group for group in groups}
+    truths = {seed: truth_of(by_seed[seed]) for seed in whole}
 
-    def add(setting: str, paid: Mapping[int, Spent], regret: float, interval: Interval | None) -> None:
-        seeds = [seed for seed in paid if seed in whole]
-        total = sum((whole[seed].spent for seed in seeds), NOTHING)
-        spent = sum((paid[seed] for seed in seeds), NOTHING)
-        shares = spent.seconds / total.seconds, spent.flops / total.flops
-        lines.append(FrontierLine(setting, shares[0], shares[1], regret, interval, False))
+    def add(
+        setting: str, paid: Mapping[int, Spent], regrets: Mapping[int, float], interval: Interval | None = None
+    ) -> None:
+        if seeds := [seed for seed in whole if seed in paid and seed in regrets]:
+            found.append(
+                (setting, {seed: paid[seed] for seed in seeds}, {seed: regrets[seed] for seed in seeds}, interval)
+            )
 
     for line in fidelity:
-        if line.regret is not None and line.objective == own:
+        regrets = {s: cell.regret for s, cell in zip(line.seeds, line.cells, strict=True) if cell.regret is not None}
+        if line.objective == own:
             kind = f"search-{line.scorer}"
             searched = {group.seed: group[kind].spent for group in groups if kind in group.cells}
-            add(line.scorer, searched, line.regret, line.intervals["regret"])
-        elif line.regret is not None and line.objective in rules:
-            add(line.objective, dict.fromkeys(whole, NOTHING), line.regret, line.intervals["regret"])
-    by_seed = {group.seed: group for group in groups}
+            add(line.scorer, searched, regrets, line.intervals["regret"])
+        elif line.objective in rules:
+            add(line.objective, dict.fromkeys(whole, NOTHING), regrets, line.intervals["regret"])
     for share in SHARES:
         rng = np.random.default_rng(0)
         parts = {
             seed: part
             for seed in whole
-            if (part := on_a_part(config, by_seed[seed], truth_of(by_seed[seed]), share, rng)) is not None
+            if (part := on_a_part(config, by_seed[seed], truths[seed], share, rng)) is not None
         }
-        if parts:
-            regret = sum(part.regret for part in parts.values()) / len(parts)
-            spent = {seed: part.spent for seed, part in parts.items()}
-            add(f"recovered, {share:.0%} of validation", spent, regret, None)
-    for name in ("maxidisc", "maxidisc-tpe"):
-        if found := views.get(name):
-            kinds = {seed: view.students[0][0] for seed, view in found.items()}
-            regrets = [
-                max(truth_of(by_seed[seed]).students) - float(by_seed[seed][kind].result["metric"])
-                for seed, kind in kinds.items()
-            ]
-            searched = {seed: view.search for seed, view in found.items()}
-            add(name, searched, sum(regrets) / len(regrets), None)
-    points = [FrontierPoint(line.setting, line.flops_share, line.regret) for line in lines]
+        spent = {seed: part.spent for seed, part in parts.items()}
+        add(f"recovered, {share:.0%} of validation", spent, {seed: part.regret for seed, part in parts.items()})
+    for name in ("maxidisc", "maxidisc-tpe", DIRECT):
+        students = {
+            seed: float(by_seed[seed][view.students[0][0]].result["metric"])
+            for seed, view in views.get(name, {}).items()
+            if seed in whole
+        }
+        searched = {seed: views[name][seed].search for seed in students}
+        add(name, searched, {seed: max(truths[seed].students) - metric for seed, metric in students.items()})
+    return _lines(found, {seed: view.spent for seed, view in whole.items()})
+
+
+def _lines(found: Sequence[_Way], whole: Mapping[int, Spent]) -> tuple[FrontierLine, ...]:
+    """Each over its own seeds, and what is on the frontier by the seeds that all have, the cheapest first."""
+    shared = [seed for seed in whole if all(seed in regrets for _, _, regrets, _ in found)]
+    lines, points = [], []
+    for setting, paid, regrets, interval in found:
+        total, spent = (sum((by_seed[seed] for seed in regrets), NOTHING) for by_seed in (whole, paid))
+        shares = spent.seconds / total.seconds, spent.flops / total.flops
+        common = _mean([regrets[seed] for seed in shared]) if shared else None
+        lines.append(
+            FrontierLine(setting, *shares, _mean(list(regrets.values())), interval, tuple(regrets), common, False)
+        )
+        if common is not None:
+            cost = sum(paid[seed].flops for seed in shared) / sum(whole[seed].flops for seed in shared)
+            points.append(FrontierPoint(setting, cost, common))
     best = {point.setting for point in frontier(points)}
     lines.sort(key=lambda line: (line.flops_share, line.regret))
     return tuple(replace(line, best=line.setting in best) for line in lines)
+
+
+def objectives_of(
+    config: ComparisonConfig, groups: Sequence[Group], rng: np.random.Generator
+) -> tuple[DifferenceLine, ...]:
+    """What each objective's choice from the recovered search gains over the study's own tradeoff's.
+
+    Each as the student through that assistant. Objectives that choose alike are one line, those that choose as the
+    tradeoff does are none.
+    """
+    own = objectives.tradeoff_at(config.search.lam)
+    rules = [own, *(rule for rule in objectives.objectives(lams_of(config)) if rule.values is not None)]
+    rules = list({rule.name: rule for rule in rules}.values())
+    pairs = [
+        made
+        for group in groups
+        if group.complete and (cell := _seen(group, "recovered")) is not None
+        if (made := students_of(cell, truth_of(group), rules, margin=config.search.margin)) is not None
+    ]
+    alike: dict[tuple[bytes, ...], list[str]] = {}
+    for number, rule in enumerate(rules):
+        alike.setdefault(tuple(_as_made(pair, number) for pair in pairs), []).append(rule.name)
+    lines = []
+    for names in alike.values() if pairs else ():
+        if own.name not in names:
+            resamples = config.compare.resamples
+            gain = compare(pairs, ours=names[0], theirs=own.name, rng=rng, resamples=resamples)
+            lines.append(DifferenceLine(replace(gain, ours=", ".join(names)), gain.p))
+    return tuple(lines)
+
+
+def _as_made(students: Results, number: int) -> bytes:
+    """What tells one student from another: its metric, and its answers."""
+    answers = b"" if students.answers is None else students.answers[number].tobytes()
+    return np.float64(students.metrics[number]).tobytes() + answers
+
+
+def lams_of(config: ComparisonConfig) -> tuple[float, ...]:
+    return tuple(sorted({*LAMS, config.search.lam} - {0.0}))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -13,11 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from autodisc.reporting import units
-from autodisc.reporting.fidelity import Assessment
+from autodisc.reporting.fidelity import DIRECT, Assessment
 from autodisc.reporting.gains import Comparison
 from autodisc.reporting.statistics import Interval
 from autodisc.reporting.tables import Table
 from autodisc.reporting.texts import csv_text
+
+QUESTIONS = (DIRECT, "rule-2.5x", "smallest", "random")  # what a choice has to beat: tested, and corrected for
+STRATEGIES = (
+    "Paired differences on test, in percentage points; resolvable: found with power .8 by these seeds and examples"
+)
+OBJECTIVES = (
+    "What another choice from the same search would have gained: its assistant's student − that of the study's own"
+    " tradeoff's, paired, in percentage points"
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class StrategyLine:
 
 @dataclass(frozen=True)
 class DifferenceLine:
-    """``p`` is the t-test's over seeds, with one seed McNemar's; ``p_holm`` corrects it for all in the report.
+    """``p`` belongs to the comparison's interval; ``p_holm`` corrects it for all of its table's kind in the report.
 
     None where it is undefined, and where the difference answers no question that was asked beforehand.
     """
@@ -51,14 +60,17 @@ class DifferenceLine:
 
 @dataclass(frozen=True)
 class FrontierLine:
-    """A way to choose the assistant: what the choice alone costs, and what it loses against the best student."""
+    """A way to choose the assistant: what the choice alone costs, and what it loses against the best student through
+    one; below zero, what it gains over that, which distilling without one may do."""
 
     setting: str
     seconds_share: float
     flops_share: float
     regret: float
     interval: Interval | None
-    best: bool  # no other costs less FLOPs without losing more
+    seeds: tuple[int, ...]
+    shared_regret: float | None  # over the seeds that every line has, by which lines are compared; None: no such seed
+    best: bool  # over those, no other costs less FLOPs without losing more
 
 
 @dataclass(frozen=True)
@@ -80,6 +92,7 @@ class Section:
     differences: tuple[DifferenceLine, ...] = ()
     fidelity: tuple[Assessment, ...] = ()
     frontier: tuple[FrontierLine, ...] = ()
+    objectives: tuple[DifferenceLine, ...] = ()  # another objective's student - that of the study's own tradeoff
     truth: tuple[TruthLine, ...] = ()
     teacher: float | None = None  # on test
     verdict: tuple[str, ...] = ()
@@ -90,19 +103,67 @@ class Section:
     def strategy(self, name: str) -> StrategyLine | None:
         return next((line for line in self.strategies if line.strategy == name), None)
 
+    def gain_over(self, name: str) -> Interval | None:
+        return next((line.comparison.interval for line in self.differences if line.comparison.theirs == name), None)
+
+    @property
+    def choice(self) -> FrontierLine | None:
+        """Of the study's own search."""
+        return next((line for line in self.frontier if line.setting == "recovered"), None)
+
 
 def section_tables(section: Section) -> tuple[Table, ...]:
     """Every table that has a row."""
     first = section.fidelity[0].scorer if section.fidelity else ""
     found = (
         _strategy_table(section),
-        _difference_table(section.differences),
+        _difference_table(section.differences, STRATEGIES),
         _fidelity_table([line for line in section.fidelity if line.scorer in (first, "none")]),
         _fidelity_table([line for line in section.fidelity if line.scorer not in (first, "none")], others=True),
+        _difference_table(section.objectives, OBJECTIVES),
         _frontier_table(section.frontier),
         Table("Provenance", ("what", "value"), section.provenance, words=(0, 1), folded=True),
     )
     return tuple(table for table in found if table.rows)
+
+
+def overview_table(sections: Sequence[Section]) -> Table:
+    """A row for each task and student sparsity that has been computed, and the means of what has the same unit."""
+    head = ("task", "student's sparsity", "seeds", "autodisc", "maxidisc", "regret, points")
+    costs = ("search: % time", "% FLOPs", "schedule: % time", "% FLOPs")
+    rows, numbers = [], []
+    for section in sections:
+        ours, best, choice = section.strategy("autodisc"), section.strategy("maxidisc"), section.choice
+        if ours is None:
+            continue
+        shares = (ours.search_seconds_share, ours.search_flops_share, ours.seconds_share, ours.flops_share)
+        numbers.append((None if choice is None else choice.regret, *shares))
+        rows.append(
+            (
+                section.task,
+                units.plain(section.student_sparsity),
+                str(len(ours.seeds)),
+                units.fixed(ours.metric.estimate),
+                units.fixed(None if best is None else best.metric.estimate),
+                _with_bounds(numbers[-1][0], None if choice is None else choice.interval, points=True),
+                *(
+                    units.NONE if (gain := section.gain_over(n)) is None else bounds(gain, points=True)
+                    for n in QUESTIONS
+                ),
+                *map(units.share, shares),
+            )
+        )
+    if len(rows) > 1:
+        regret, *means = (_mean_of(column) for column in zip(*numbers, strict=True))
+        empty = (units.NONE,) * 4
+        rows.append(("mean", *empty, _with_bounds(regret, None, points=True), *empty, *map(units.share, means)))
+    title = "All tasks: the student on test, what it gains in percentage points, and costs as shares of maxidisc's"
+    return Table(title, (*head, *(f"over {name}" for name in QUESTIONS), *costs), tuple(rows))
+
+
+def _mean_of(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _strategy_table(section: Section) -> Table:
@@ -110,6 +171,7 @@ def _strategy_table(section: Section) -> Table:
         "strategy",
         "student, test",
         "validation",
+        "seeds",
         "TA by seed",
         "time",
         "% time",
@@ -122,6 +184,7 @@ def _strategy_table(section: Section) -> Table:
             line.strategy,
             bounds(line.metric),
             units.fixed(line.validation),
+            str(len(line.seeds)),
             "; ".join(line.assistants),
             units.duration(line.seconds),
             units.share(line.seconds_share),
@@ -133,10 +196,10 @@ def _strategy_table(section: Section) -> Table:
     )
     marked = next((i for i, line in enumerate(section.strategies) if line.strategy == "autodisc"), None)
     title = "Strategies: the student's metric, the sparsity of its TA, costs a seed and their shares of maxidisc's"
-    return Table(title, columns, rows, words=(0, 3), marked=marked)
+    return Table(title, columns, rows, words=(0, 4), marked=marked)
 
 
-def _difference_table(lines: Sequence[DifferenceLine]) -> Table:
+def _difference_table(lines: Sequence[DifferenceLine], title: str) -> Table:
     columns = ("difference", "points", "p", "p (Holm)", "resolvable", "seeds", "test examples")
     rows = tuple(
         (
@@ -149,9 +212,6 @@ def _difference_table(lines: Sequence[DifferenceLine]) -> Table:
             f"{line.comparison.examples:,}" if line.comparison.examples else units.NONE,
         )
         for line in lines
-    )
-    title = (
-        "Paired differences on test, in percentage points; resolvable: found with power .8 by these seeds and examples"
     )
     return Table(title, columns, rows)
 
@@ -174,18 +234,23 @@ def _fidelity_table(lines: Sequence[Assessment], *, others: bool = False) -> Tab
 
 
 def _frontier_table(lines: Sequence[FrontierLine]) -> Table:
-    columns = ("choice by", "% time", "% FLOPs", "regret, points", "")
+    columns = ("choice by", "% time", "% FLOPs", "regret, points", "seeds", "regret, seeds of all", "")
     rows = tuple(
         (
             line.setting,
             units.share(line.seconds_share),
             units.share(line.flops_share),
             _with_bounds(line.regret, line.interval, points=True),
+            str(len(line.seeds)),
+            _with_bounds(line.shared_regret, None, points=True),
             "on the frontier" if line.best else "",
         )
         for line in lines
     )
-    return Table("Frontier: what the choice alone costs, and its student's regret on test", columns, rows, words=(0, 4))
+    title = (
+        "Frontier: what the choice alone costs, and its student's regret on test against the best through an assistant"
+    )
+    return Table(title, columns, rows, words=(0, 6))
 
 
 def bounds(interval: Interval, *, points: bool = False) -> str:
@@ -220,7 +285,7 @@ def csv_texts(sections: Sequence[Section]) -> dict[str, str]:
     found: dict[str, list[dict[str, Any]]] = {}
     for section in sections:
         head = {"task": section.task, "student_sparsity": section.student_sparsity}
-        for name in ("strategies", "differences", "fidelity", "frontier", "truth"):
+        for name in ("strategies", "differences", "fidelity", "objectives", "frontier", "truth"):
             found.setdefault(name, []).extend(head | _flat(dataclasses.asdict(line)) for line in getattr(section, name))
     return {name: csv_text(rows) for name, rows in found.items() if rows}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
@@ -11,12 +11,14 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from autodisc.reporting import units
-from autodisc.reporting.comparison import Section, bounds, csv_texts, section_tables
-from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, empty_figure, set_height
+from autodisc.reporting.choice_figures import SYMBOLS
+from autodisc.reporting.comparison import QUESTIONS, Section, bounds, csv_texts, overview_table, section_tables
+from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, STAGES, empty_figure, set_height
 from autodisc.reporting.pictures import Picture
-from autodisc.reporting.report import Part, page, text
+from autodisc.reporting.report import Overview, Part, page, text
 from autodisc.reporting.texts import put_in_place
 
+GAINS = "To the right of zero autodisc's student is better. Bars: 95 % intervals, not corrected for their number."
 TICKS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0)
 PLOT, LETTER, LINE, BESIDE = (640, 300), 7, 16, 12  # pixels: of the plot, a letter, a line of text, a label's distance
 
@@ -37,10 +39,66 @@ def write_comparison(name: str, sections: Sequence[Section], out: Path) -> Path:
     """Write OUT/report.html, report.md and tables/*.csv; returns the page's path."""
     title = f"{name}: does the choice of the teacher assistant pay?"
     parts = [Part(section, section_tables(section), section_pictures(section)) for section in sections]
-    paths = {out / "report.html": page(title, parts), out / "report.md": text(title, parts)}
+    above = _overview(sections)
+    paths = {
+        out / "report.html": page(title, parts, overview=above),
+        out / "report.md": text(title, parts, overview=above),
+    }
     paths |= {out / "tables" / f"{table}.csv": rows for table, rows in csv_texts(sections).items()}
     put_in_place(out, paths)
     return out / "report.html"
+
+
+def _overview(sections: Sequence[Section]) -> Overview | None:
+    """Where there are several tasks or students: a sentence for each, one table, and one picture."""
+    if len(sections) < 2:
+        return None
+    sentences = tuple(sentence for section in sections for sentence in section.verdict)
+    picture = None
+    if marks := gains_data(sections):
+        words = "; ".join(f"{mark.label}: {100 * mark.x:+.1f} points" for own in marks.values() for mark in own)
+        picture = Picture("What autodisc gains on each task", GAINS, words, gains_figure(marks), wide=True)
+    return Overview(overview_table(sections), picture, sentences)
+
+
+def gains_data(sections: Sequence[Section]) -> dict[str, tuple[Mark, ...]]:
+    """By what is compared with, a mark a task and student; its height is the section's number."""
+    shown = [section for section in sections if section.strategy("autodisc") is not None]
+    found = {
+        name: tuple(
+            Mark(
+                f"{section.task}, {units.plain(section.student_sparsity)}, {name}",
+                gain.estimate,
+                i,
+                gain.low,
+                gain.high,
+            )
+            for i, section in enumerate(shown)
+            if (gain := section.gain_over(name)) is not None
+        )
+        for name in QUESTIONS
+    }
+    return {name: marks for name, marks in found.items() if marks}
+
+
+def gains_figure(marks: Mapping[str, Sequence[Mark]]) -> go.Figure:
+    figure = empty_figure("autodisc's student − the other's, test", "")
+    rows = {mark.y: mark.label.rpartition(", ")[0] for own in marks.values() for mark in own}
+    for number, (name, own) in enumerate(marks.items()):
+        figure.add_scatter(
+            x=[mark.x for mark in own],
+            y=[mark.y + 0.18 * (number - (len(marks) - 1) / 2) for mark in own],
+            error_x=_bars([(mark.x, mark) for mark in own]),
+            mode="markers",
+            name=f"over {escape(name)}",
+            marker={"size": 10, "color": STAGES[number], "symbol": SYMBOLS[number]},
+            hovertemplate="%{x:+.3f}<extra>" + escape(name) + "</extra>",
+        )
+    figure.add_vline(x=0, line={"color": GREY, "dash": "dash", "width": 1.5})
+    names = [escape(rows[row]) for row in rows]
+    figure.update_yaxes(autorange="reversed", tickvals=list(rows), ticktext=names)
+    set_height(figure, 60 + 70 * len(rows), below=110)
+    return figure
 
 
 def section_pictures(section: Section) -> tuple[Picture, ...]:
@@ -49,7 +107,8 @@ def section_pictures(section: Section) -> tuple[Picture, ...]:
     if marks := frontier_data(section):
         words = "; ".join(f"{mark.label}: {100 * mark.y:.1f} points for {units.share(mark.x)}" for mark in marks)
         caption = (
-            "Down and to the left is better. Filled: nothing costs less without losing more. Bars: 95 % intervals."
+            "Down and to the left is better. Filled: nothing costs less without losing more."
+            f" Over the seeds that all have ({_shared_seeds(section)}); below zero: better than through any assistant."
         )
         found.append(Picture("Frontier: regret against search cost", caption, words, frontier_figure(marks), wide=True))
     if marks := cost_data(section):
@@ -60,10 +119,7 @@ def section_pictures(section: Section) -> tuple[Picture, ...]:
         words = "; ".join(
             f"{line.comparison.theirs}: {bounds(line.comparison.interval, points=True)}" for line in section.differences
         )
-        caption = (
-            "To the right of zero autodisc's student is better. Bars: 95 % intervals, not corrected for their number."
-        )
-        found.append(Picture("What autodisc gains over", caption, words, difference_figure(marks)))
+        found.append(Picture("What autodisc gains over", GAINS, words, difference_figure(marks)))
     if section.truth:
         words = "; ".join(f"{units.plain(line.sparsity)}: {_mean(line.by_seed):.3f}" for line in section.truth)
         caption = "One point a seed, the line is their mean. Dashed: without an assistant."
@@ -76,13 +132,17 @@ def frontier_data(section: Section) -> tuple[Mark, ...]:
         Mark(
             line.setting,
             line.flops_share,
-            line.regret,
-            line.interval.low if line.interval else None,
-            line.interval.high if line.interval else None,
-            line.best,
+            line.shared_regret,
+            best=line.best,
         )
         for line in section.frontier
+        if line.shared_regret is not None
     )
+
+
+def _shared_seeds(section: Section) -> str:
+    shared = [s for s in section.frontier[0].seeds if all(s in line.seeds for line in section.frontier)]
+    return ", ".join(map(str, shared))
 
 
 def cost_data(section: Section) -> tuple[Mark, ...]:

@@ -1,9 +1,10 @@
 """What one strategy's student gained over another's, how sure that is, and the sentence that says so.
 
 Differences are paired: the same seeds, the same test examples. The interval that decides is the t-interval over seeds
-and examples (``statistics``); it is not corrected for the number of comparisons, the table's p-values are (``holm``).
-A difference is told apart where its interval excludes zero. ``resolvable`` is what this test set and these seeds find
-with power .8, given the spread that was measured; a difference below it may be there and not show.
+and examples (``statistics``), and p is that interval's; the interval is not corrected for the number of comparisons,
+the table's p-values are (``holm``). A difference is told apart where its interval excludes zero. ``resolvable`` is what
+this test set and these seeds find with power .8, given the spread that was measured; a difference below it may be there
+and not show.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Comparison:
     interval: Interval  # t; with one seed the normal's over examples
     bootstrap: Interval | None  # percentile, crossed
     resolvable: float | None  # None: one seed and no answers
-    p_t: float | None
+    p: float | None  # the t-test's that belongs to the interval
     p_wilcoxon: float
     p_sign_flip: float
-    p_mcnemar: float | None  # one seed, and answers that are right or wrong
+    p_mcnemar: float | None  # exact, of one seed whose answers are right or wrong
 
     @property
     def difference(self) -> float:
@@ -87,7 +88,7 @@ def compare(
         interval=t_interval(by_seed, example_error=example_error, confidence=confidence),
         bootstrap=found.interval(confidence=confidence),
         resolvable=resolvable(error, df=df, alpha=1 - confidence, power=power) if examples or len(seeds) > 1 else None,
-        p_t=t_test(by_seed),
+        p=t_test(by_seed, example_error=example_error),
         p_wilcoxon=wilcoxon_test(by_seed),
         p_sign_flip=sign_flip_test(by_seed),
         p_mcnemar=_mcnemar(pairs[0]) if len(pairs) == 1 else None,
@@ -130,6 +131,8 @@ class Standing:
     over_direct: Comparison | None
     over_rule: Comparison | None = None  # the assistant of 2.5 × the student's scale
     best_share: float | None = None  # of bootstrap draws in which this is the best assistant, ties shared
+    p_direct: float | None = None  # of over_direct, corrected for the report's comparisons
+    p_rule: float | None = None
     search_share: float | None = None  # of the exhaustive search's cost
     schedule_share: float | None = None
 
@@ -138,8 +141,9 @@ def verdict(standing: Standing) -> str:
     """A plain sentence or two: take this assistant, take none, or the data cannot tell."""
     head = f"{standing.task}, student sparsity {units.plain(standing.student_sparsity)}: "
     text = _advice(standing)
-    rule, cost = _rule(standing.over_rule), _cost(standing)
-    return head + " ".join(sentence for sentence in (text, rule, cost) if sentence)
+    doubts = _doubts(standing.over_direct, standing.p_direct)
+    rule, cost = _rule(standing.over_rule, standing.p_rule), _cost(standing)
+    return head + " ".join(sentence for sentence in (text, doubts, rule, cost) if sentence)
 
 
 def _advice(standing: Standing) -> str:
@@ -149,7 +153,7 @@ def _advice(standing: Standing) -> str:
     if direct is None:
         return f"{assistant} was chosen; without a student distilled with no assistant nothing says whether it helps."
     basis = _basis(direct)
-    gain = f"{_points(direct.difference)} ({_bounds(direct.interval)}, {basis})"
+    gain = f"{_points(direct.difference)} ({_bounds(direct.interval)}{_corrected(standing.p_direct)}, {basis})"
     if direct.interval.sign > 0:
         return f"take {assistant}; over no assistant it gains {gain}{_sure(standing)}."
     if direct.interval.sign < 0:
@@ -163,8 +167,24 @@ def _advice(standing: Standing) -> str:
     )
 
 
+def _doubts(direct: Comparison | None, p: float | None) -> str:
+    """What speaks against a difference that shows."""
+    if direct is None or not direct.interval.sign:
+        return ""
+    found = []
+    if p is not None and p >= 1 - direct.interval.confidence:
+        found.append("among as many comparisons as this report makes, chance alone may show one like it")
+    if len(direct.by_seed) == 1:
+        found.append("this is one seed, and another may decide otherwise")
+    text = "; ".join(found)
+    return f"But {text}." if text else ""
+
+
 def _assistant(standing: Standing) -> str:
-    """The commonest choice, the sparser of two as common; how often, where seeds differ."""
+    """The commonest choice, the sparser of two as common; how often, where seeds differ.
+
+    What is judged is the choice of every seed, not that assistant alone.
+    """
     counts = Counter(standing.chosen)
     counted = [(count, sparsity) for sparsity, count in counts.items() if sparsity is not None]
     count, sparsity = max(counted)
@@ -172,17 +192,20 @@ def _assistant(standing: Standing) -> str:
     if len(counts) == 1:
         return text
     others = ", ".join(
-        f"{'none' if other is None else units.plain(other)} in {n}"
+        f"{'none feasible' if other is None else units.plain(other)} in {n}"
         for other, n in sorted(counts.items(), key=lambda item: (item[0] is None, item[0]))
         if other != sparsity
     )
-    return f"{text} (chosen with {count} of {len(standing.chosen)} seeds; {others})"
+    seeds = f"{count} of {len(standing.chosen)} seeds; {others}"
+    if counts[None] > count:  # most seeds are distilled straight from the teacher
+        return f"the search's choice (sparsity {units.plain(sparsity)} with {seeds})"
+    return f"{text} (chosen with {seeds})"
 
 
-def _rule(rule: Comparison | None) -> str:
+def _rule(rule: Comparison | None, p: float | None) -> str:
     if rule is None:
         return ""
-    text = f"Against the 2.5 × rule: {_points(rule.difference)} ({_bounds(rule.interval)})"
+    text = f"Against the 2.5 × rule: {_points(rule.difference)} ({_bounds(rule.interval)}{_corrected(p)})"
     if rule.interval.sign:
         return f"{text}, {'better' if rule.interval.sign > 0 else 'worse'}."
     if rule.resolvable is None:
@@ -215,6 +238,10 @@ def _bounds(interval: Interval) -> str:
         return "no interval"
     low, high = (f"{100 * bound:+.1f}".replace("-", "−") for bound in (interval.low, interval.high))
     return f"{100 * interval.confidence:.0f} % interval {low} to {high}"
+
+
+def _corrected(p: float | None) -> str:
+    return "" if p is None else f", p {'< 0.001' if p < 0.001 else f'{p:.3f}'} corrected"
 
 
 def _points(value: float, sign: str = "+") -> str:

@@ -68,6 +68,7 @@ class Overview:
 
     table: Table
     picture: Picture | None
+    sentences: tuple[str, ...] = ()
 
 
 def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None) -> Summary:
@@ -133,6 +134,8 @@ def text(
     """Markdown: what the page says; with the pictures where ``files`` says by their ``id`` where they lie."""
     written = [f"# {md(title)}"]
     if overview is not None:
+        if overview.sentences:
+            written.append("\n".join(f"- {md(sentence)}" for sentence in overview.sentences))
         written += [*_images([overview.picture], files), markdown_table(overview.table)]
     for part in parts:
         study = part.study

@@ -235,17 +235,24 @@ def standard_error(values: Sequence[float], *, example_error: float = 0.0) -> tu
     return math.sqrt(total), (S - 1) * (total / seeds) ** 2 if seeds else math.inf
 
 
+def _probability(t: float, df: float) -> float:
+    return float(special.ndtr(t) if math.isinf(df) else special.stdtr(df, t))
+
+
 def _quantile(level: float, df: float) -> float:
     return float(special.ndtri(level) if math.isinf(df) else special.stdtrit(df, level))
 
 
-def t_test(differences: Sequence[float]) -> float | None:
-    """Two-sided p of the mean over seeds; None: one seed, or no spread. It takes the differences as normal."""
-    d = np.asarray(differences, dtype=np.float64)
-    spread = float(np.std(d, ddof=1)) if len(d) > 1 else 0.0
-    if spread <= 1e-12 * np.abs(d).max():
+def t_test(differences: Sequence[float], *, example_error: float = 0.0) -> float | None:
+    """Two-sided p of the mean: below 1 − confidence exactly where ``t_interval`` of the same excludes zero.
+
+    None where nothing varies: one seed without ``example_error``, or no spread. It takes the differences as normal.
+    """
+    mean = math.fsum(differences) / len(differences)
+    error, df = standard_error(differences, example_error=example_error)
+    if error <= 1e-12 * max(map(abs, differences)):
         return None
-    return 2 * float(special.stdtr(len(d) - 1, -abs(d.mean()) * math.sqrt(len(d)) / spread))
+    return 2 * _probability(-abs(mean) / error, df)
 
 
 def sign_flip_test(differences: Sequence[float]) -> float:

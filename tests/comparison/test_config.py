@@ -27,7 +27,8 @@ MISTAKES = [
     ({"tasks": []}, ["compare.tasks"]),
     ({"searches": {"recovered": {}}}, ["recovered"]),
     ({"searches": {"more": {"sparsities": [0.5]}}}, ["sparsities", "same for every search"]),
-    ({"searches": {"more": {"lamm": 0.5}}}, ["search.lamm", "'lam'"]),
+    ({"searches": {"more": {"lam": 0.5}}}, ["lam", "same for every search"]),
+    ({"searches": {"more": {"retires": 0}}}, ["search.retires", "'retries'"]),
     ({"searches": {"more": {"importance": {"examples": 3}}}}, ["importance"]),
     ({"strategies": ["direct"], "secondary": ["plain"], "secondary_seeds": 1}, ["secondary", "'plain'", "strategies"]),
     ({"strategies": ["direct"], "secondary": ["direct"]}, ["secondary", "secondary_seeds"]),
@@ -57,6 +58,9 @@ def test_what_contradicts_the_comparison_is_refused(settings, entry):
         ({"compare": {"tasks": [entry, {**entry, "teacher": {"model": "other"}, "seeds": [9]}]}}, "called 'mine'"),
         ({"compare": {"tasks": [entry, entry]}}, "same key"),
         ({"compare": {"tasks": [{**entry, "name": "a/b"}]}}, "name"),
+        ({"compare": {"tasks": [{**entry, "name": ".."}]}}, "folders are named after it"),
+        ({"compare": {"tasks": [{**entry, "seeds": []}]}}, "seeds"),
+        ({"compare": {"tasks": [{**entry, "student_sparsities": []}]}}, "student_sparsities"),
         ({"compare": {"tasks": [{**entry, "taks": 1}]}}, "taks"),
     ):
         with pytest.raises(ConfigError, match=named):
@@ -116,7 +120,7 @@ def test_a_balanced_search_has_as_many_trials_as_the_grid_has_sparsities(setting
 
 
 def test_a_cell_has_the_settings_of_its_kind(config, tmp_path):
-    comparison = config(compare={"searches": {"short": {"recovery": {"steps": 3}, "lam": 0.5}}})
+    comparison = config(compare={"searches": {"short": {"recovery": {"steps": 3}, "retries": 0}}})
     study = {
         kind: comparison.study(Cell("mine", 4, 0.9, kind), tmp_path)
         for kind in (
@@ -133,7 +137,7 @@ def test_a_cell_has_the_settings_of_its_kind(config, tmp_path):
     assert study["search-pruned"] == study["pruned"]
     assert study["search-pruned"].search.scorer == "pruned"
     short = study["search-short"].search
-    assert (short.recovery.steps, short.recovery.lr, short.lam) == (3, 3e-3, 0.5)  # the rest is the comparison's
+    assert (short.recovery.steps, short.recovery.lr, short.retries) == (3, 3e-3, 0)  # the rest is the comparison's
     assert (study["plain"].distillation.sandwich_size, study["plain"].distillation.epochs) == (1, 1)
     assert {one.runtime.seed for one in study.values()} == {4}
 

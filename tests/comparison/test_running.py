@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -78,6 +79,21 @@ def test_a_run_that_is_refused_leaves_no_folder(config, tmp_path, monkeypatch):
         run(config(compare=FEW), out)
     assert not out.parent.exists()
     assert tmp_path.exists()
+
+
+def test_one_that_waits_survives_the_removal_of_the_folder(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "_run", lambda *_: 0)
+    out, heard = tmp_path / "out", threading.Event()
+
+    class Listening(Silent):
+        def say(self, line: str) -> None:
+            heard.set()
+
+    with ThreadPoolExecutor(1) as pool, leased(out / "running.lease"):
+        second = pool.submit(run, whole, out, progress=Listening())
+        assert heard.wait(30)
+        shutil.rmtree(out)
+        assert second.result(30) == 0
 
 
 def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied, tmp_path, monkeypatch):
@@ -156,6 +172,45 @@ def test_a_failed_cell_is_recorded_with_its_reason_the_rest_goes_on_and_a_rerun_
     assert run(settings, tmp_path) == 0
     assert broken.path(tmp_path).exists()
     assert len(broken.failures(tmp_path)) == 2
+
+
+def test_a_folder_that_a_stopped_run_left_damaged_fails_its_cells_and_is_made_anew(config, tmp_path, monkeypatch):
+    settings, compute = config(compare={**FEW, "strategies": ["autodisc"]}), running.compute
+    broken = Cell("mine", 0, 0.9, "search-recovered")
+    folder = tmp_path / "work" / broken.folder / broken.kind
+
+    def stopped(config, cell, out):
+        compute(config, cell, out)
+        if cell == broken:
+            (folder / "ledger.json").write_text("{")
+            broken.path(out).unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(running, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(settings, tmp_path)
+    assert run(settings, tmp_path) == 1
+    (failure,) = tmp_path.rglob("*.failed-1.json")
+    assert "ledger.json" in json.loads(failure.read_text())["error"]
+    assert "begins anew" in json.loads(failure.read_text())["error"]
+    assert run(settings, tmp_path) == 0
+    assert broken.path(tmp_path).exists()
+
+
+def test_every_cell_that_an_ended_process_left_undone_has_failed(config, tmp_path, monkeypatch):
+    settings = config(compare={**FEW, "strategies": ["autodisc"]})
+
+    def ended(call, keys, jobs, threads, backend):
+        for key in keys:
+            prepared = key[0].kind == "shared"
+            yield key, [running._prepare(settings, tmp_path, key)] if prepared else TrainingError("it was ended")
+
+    monkeypatch.setattr(running, "side_by_side", ended)
+    failed = run(settings, tmp_path, jobs=2)
+    left = [cell for cell in all_cells(settings, tmp_path) if not cell.path(tmp_path).exists()]
+    assert failed == len(left) == 3
+    assert all(cell.failures(tmp_path) for cell in left)
 
 
 def test_where_preparing_fails_the_seeds_cells_are_left_out(config, tmp_path, monkeypatch):

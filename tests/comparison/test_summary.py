@@ -6,8 +6,10 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autodisc.comparison.cells import Cell, write_failure
@@ -17,14 +19,19 @@ from autodisc.comparison.running import run
 from autodisc.comparison.summary import report, summarize
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import save_model
+from autodisc.reporting import units
+from autodisc.reporting.comparison import bounds, overview_table
 from autodisc.reporting.comparison_report import (
     PLOT,
     Mark,
     cost_data,
     difference_data,
     frontier_data,
+    gains_data,
     label_places,
+    write_comparison,
 )
+from autodisc.tasks.metrics import METRICS
 
 
 def section(config, out):
@@ -40,6 +47,18 @@ def change_results(out: Path, kind: str, **values) -> None:
         path.write_text(json.dumps(record))
 
 
+def worsen(out: Path, seed: int, kind: str, wrong: int) -> None:
+    """Make a student's first ``wrong`` test predictions wrong, as if it had been recorded so."""
+    path = Cell("mine", seed, 0.9, kind).path(out)
+    with np.load(path.with_suffix(".npz")) as kept:
+        predictions, labels = kept["predictions"].copy(), kept["labels"]
+    predictions[:wrong] = 1 - labels[:wrong]
+    np.savez_compressed(path.with_suffix(".npz"), predictions=predictions, labels=labels)
+    record = json.loads(path.read_text())
+    record["result"]["metric"] = float(METRICS["accuracy_f1"].each(predictions[None], labels[None])[0])
+    path.write_text(json.dumps(record))
+
+
 def test_the_report_holds_verdict_differences_fidelity_and_frontier(whole, copied):
     found = report(whole, copied)
     assert (found["missing"], found["failed"]) == (0, {})
@@ -50,7 +69,7 @@ def test_the_report_holds_verdict_differences_fidelity_and_frontier(whole, copie
     page = (copied / "report.html").read_text()
     assert page.count("data-plot=") == 4
     tables = {path.stem: list(csv.DictReader(path.read_text().splitlines())) for path in (copied / "tables").iterdir()}
-    assert tables.keys() == {"strategies", "differences", "fidelity", "frontier", "truth"}
+    assert tables.keys() - {"objectives"} == {"strategies", "differences", "fidelity", "frontier", "truth"}
     assert {row["strategy"] for row in tables["strategies"]} == set(whole.compare.strategies)
 
 
@@ -84,10 +103,32 @@ def test_shares_are_of_maxidisc_and_every_comparison_is_paired_and_corrected(who
     assert min(line.flops_share for line in found.frontier) == 0.0
 
 
+def test_several_tasks_stand_in_one_table_with_their_means(whole, copied):
+    worsen(copied, 0, "assistant-0.5", 9)
+    one = section(whole, copied)
+    other = replace(one, task="other", verdict=("other: a sentence.",))
+    empty = replace(one, task="later", strategies=(), differences=(), frontier=(), verdict=("later: nothing.",))
+    table = overview_table((one, other, empty))
+    assert [row[0] for row in table.rows] == ["mine", "other", "mean"]
+    ours = one.strategy("autodisc")
+    first, mean = (dict(zip(table.columns[:7], row, strict=False)) for row in (table.rows[0], table.rows[-1]))
+    assert first["autodisc"] == f"{ours.metric.estimate:.3f}"
+    assert first["over direct"] == bounds(one.gain_over("direct"), points=True)
+    assert first["regret, points"].startswith(mean["regret, points"])  # of two alike
+    assert table.rows[0][-4:] == table.rows[-1][-4:]
+    assert table.rows[0][-1] == units.share(ours.flops_share)
+    write_comparison("toy", (one, other, empty), copied)
+    text = (copied / "report.md").read_text()
+    assert text.index("- other: a sentence.") < text.index("- later: nothing.") < text.index("## toy: mine")
+    marks = gains_data((one, other, empty))
+    assert [mark.y for mark in marks["direct"]] == [0, 1]
+    assert marks["smallest"][0].x == one.gain_over("smallest").estimate
+
+
 def test_pictures_are_of_what_the_tables_say(whole, computed):
     found = section(whole, computed)
     assert [(m.label, m.x, m.y) for m in frontier_data(found)] == [
-        (line.setting, line.flops_share, line.regret) for line in found.frontier
+        (line.setting, line.flops_share, line.shared_regret) for line in found.frontier
     ]
     assert [m.label for m in difference_data(found)] == [line.comparison.theirs for line in found.differences]
     assert {m.label for m in cost_data(found)} == set(whole.compare.strategies)
@@ -120,6 +161,63 @@ def test_cells_of_one_seed_missing_leave_the_other_in(whole, copied):
     assert len(found.differences[0].comparison.by_seed) == 1
 
 
+def test_what_has_fewer_seeds_is_compared_over_those_that_all_have(whole, copied):
+    worsen(copied, 1, "assistant-0.5", 9)
+    for kind in ("search-pruned", "pruned", "search-steps-0"):
+        Cell("mine", 1, 0.9, kind).path(copied).unlink()
+    found = section(whole, copied)
+    lines = {line.setting: line for line in found.frontier}
+    assert (lines["pruned"].seeds, lines["recovered"].seeds) == ((0,), (0, 1))
+    one = section(whole.model_copy(update={"compare": whole.compare.model_copy(update={"seeds": (0,)})}), copied)
+    for line in one.frontier:
+        assert lines[line.setting].shared_regret == pytest.approx(line.regret)
+        assert lines[line.setting].best == line.best
+    assert lines["random"].regret != pytest.approx(lines["random"].shared_regret)
+    report(whole, copied)
+    assert "some strategies have fewer: pruned (1)" in (copied / "report.md").read_text()
+    assert "Over the seeds that all have (0)" in (copied / "report.html").read_text()
+
+
+def test_the_frontier_has_what_no_assistant_would_lose(whole, copied):
+    for kind in ("assistant-0.25", "assistant-0.5", "assistant-0.75"):
+        worsen(copied, 0, kind, 9)
+    found = section(whole, copied)
+    line = next(line for line in found.frontier if line.setting == "direct")
+    truth = {line.sparsity: line.by_seed for line in found.truth}
+    best = [max(students) for students in zip(*(truth[s] for s in truth if s is not None), strict=True)]
+    regrets = [most - direct for most, direct in zip(best, truth[None], strict=True)]
+    assert line.regret == pytest.approx(sum(regrets) / len(regrets))
+    assert line.regret < 0
+    assert (line.flops_share, line.seconds_share) == (0.0, 0.0)
+
+
+def test_other_objectives_are_compared_by_the_students_that_they_choose(whole, copied):
+    for seed in (0, 1):  # metric alone: the largest; with λ = 0.2: the smallest
+        path = Cell("mine", seed, 0.9, "search-recovered").path(copied)
+        record = json.loads(path.read_text())
+        for row in record["result"]["trials"]:
+            row["metric"] = 0.9 - 0.1 * row["sparsity"]
+        path.write_text(json.dumps(record))
+        worsen(copied, seed, "assistant-0.75", 5 + seed)
+    found = section(whole, copied)
+    truth = {line.sparsity: line.by_seed for line in found.truth}
+    lines = {line.comparison.ours: line for line in found.objectives}
+    gain = [a - b for a, b in zip(truth[0.25], truth[0.75], strict=True)]
+    (metric,) = (line for names, line in lines.items() if "metric" in names.split(", "))
+    assert metric.comparison.by_seed == pytest.approx(gain)
+    assert min(gain) > 0
+    assert metric.comparison.theirs == "tradeoff λ=0.2"
+    assert metric.p_holm >= metric.p
+    assert not [names for names in lines if "smallest" in names]  # it chooses what the tradeoff does
+
+
+def test_provenance_is_of_the_seeds_that_have_a_student(whole, copied):
+    for path in (copied / "cells" / "mine" / "seed-1").rglob("*.json"):
+        if path.stem != "shared":
+            path.unlink()
+    assert dict(section(whole, copied).provenance)["seeds"] == "0"
+
+
 def test_a_failed_cell_is_said_with_its_reason(whole, copied):
     cell = Cell("mine", 1, 0.9, "released")
     cell.path(copied).unlink()
@@ -136,6 +234,12 @@ def test_nothing_feasible_is_distilled_without_an_assistant(whole, copied):
     assert "no candidate left the floor" in (copied / "report.md").read_text()
     differences = {line.comparison.theirs: line.comparison for line in section(whole, copied).differences}
     assert differences["direct"].difference == 0.0
+    without = whole.model_copy(update={"compare": whole.compare.model_copy(update={"strategies": ("autodisc",)})})
+    for seed in (0, 1):
+        Cell("mine", seed, 0.9, "direct").path(copied).unlink()
+    found = report(without, copied)
+    assert "take no teacher assistant; none of the candidates left the floor" in found["verdicts"][0]
+    assert "strategies without direct do not have" in (copied / "report.md").read_text()
 
 
 def test_a_trial_that_failed_takes_its_seed_out_of_fidelity(whole, copied):

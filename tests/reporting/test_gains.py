@@ -43,7 +43,7 @@ def test_without_answers_a_comparison_is_the_paired_t_test_over_seeds():
     results = [plain(s, autodisc=a, direct=d) for s, (a, d) in enumerate([(0.81, 0.8), (0.83, 0.8), (0.8, 0.79)])]
     found = over_direct(results)
     theirs = stats.ttest_rel([0.81, 0.83, 0.8], [0.8, 0.8, 0.79])
-    assert found.p_t == pytest.approx(theirs.pvalue)
+    assert found.p == pytest.approx(theirs.pvalue)
     bounds = theirs.confidence_interval()
     assert (found.interval.low, found.interval.high) == pytest.approx((bounds.low, bounds.high))
     assert found.difference == pytest.approx(0.05 / 3)
@@ -61,7 +61,7 @@ def test_examples_widen_what_seeds_alone_would_say():
 
 def test_one_seed_has_mcnemar_and_the_normal_interval_over_examples():
     found = over_direct([answered(0, gain=0.04)])
-    assert found.p_t is None
+    assert found.p == pytest.approx(found.p_mcnemar, abs=2e-5)
     assert found.p_mcnemar == pytest.approx(stats.binomtest(65, 90, 0.5).pvalue)
     error = math.sqrt((0.09 - 0.04**2) / 1000)  # of a mean of -1, 0, 1
     assert (found.interval.high - found.interval.low) / 2 == pytest.approx(1.96 * error, rel=0.05)
@@ -74,7 +74,7 @@ def test_one_seed_has_mcnemar_and_the_normal_interval_over_examples():
 def test_one_seed_without_answers_sets_no_bounds():
     found = over_direct([plain(0, autodisc=0.8, direct=0.7)])
     assert found.interval == Interval(pytest.approx(0.1), -math.inf, math.inf)
-    assert (found.bootstrap, found.resolvable, found.p_t, found.p_mcnemar) == (None,) * 4
+    assert (found.bootstrap, found.resolvable, found.p, found.p_mcnemar) == (None,) * 4
     assert found.p_sign_flip == 1.0
 
 
@@ -85,14 +85,14 @@ def test_a_strategy_against_itself_differs_by_nothing():
     ]
     found = over_direct(twice)
     assert found.interval == Interval(0.0, 0.0, 0.0)
-    assert (found.p_wilcoxon, found.p_sign_flip, found.p_t) == (1.0, 1.0, None)
+    assert (found.p_wilcoxon, found.p_sign_flip, found.p) == (1.0, 1.0, None)
 
 
 def test_the_other_way_round_a_comparison_changes_its_sign():
     results = [answered(seed, gain=0.01 * seed) for seed in range(3)]
     one, other = over_direct(results), compare(results, ours="direct", theirs="autodisc", rng=rng())
     assert (one.interval.low, one.interval.high) == pytest.approx((-other.interval.high, -other.interval.low))
-    assert one.p_t == pytest.approx(other.p_t)
+    assert one.p == pytest.approx(other.p)
 
 
 def test_seeds_are_counted_once():
@@ -166,6 +166,17 @@ def test_what_is_told_apart_is_what_the_interval_excludes():
         assert found.over_direct.resolvable > (found.over_direct.interval.high - found.over_direct.interval.low) / 2
 
 
+def test_a_corrected_p_stands_beside_the_interval_and_doubts_are_said():
+    text = verdict(standing(0.05, p_direct=0.0004, over_rule=standing(0.05).over_direct, p_rule=0.021))
+    assert ", p < 0.001 corrected, 3 seeds" in text
+    assert "p 0.021 corrected), better." in text
+    assert "But" not in text
+    assert "But among as many comparisons as this report makes, chance alone" in verdict(standing(0.05, p_direct=0.09))
+    one = standing(0.05, over_direct=over_direct([answered(0, gain=0.05)]), chosen=(0.7,))
+    assert "But this is one seed, and another may decide otherwise." in verdict(one)
+    assert "But" not in verdict(standing(0.0, p_direct=1.0))
+
+
 def test_the_rule_is_compared_in_words():
     clear, unclear = standing(0.05).over_direct, standing(0.0).over_direct
     assert "Against the 2.5 × rule: +5.0 points" in verdict(standing(0.05, over_rule=clear))
@@ -176,7 +187,9 @@ def test_the_rule_is_compared_in_words():
 
 def test_seeds_that_chose_differently_are_said():
     text = verdict(standing(0.05, chosen=(0.7, 0.6, 0.7, None)))
-    assert "sparsity 0.7 (chosen with 2 of 4 seeds; 0.6 in 1, none in 1)" in text
+    assert "sparsity 0.7 (chosen with 2 of 4 seeds; 0.6 in 1, none feasible in 1)" in text
+    text = verdict(standing(0.05, chosen=(0.7, None, None)))
+    assert "take the search's choice (sparsity 0.7 with 1 of 3 seeds; none feasible in 2); over no assistant" in text
     assert "the assistant of sparsity 0.8 (chosen with 1 of 2 seeds; 0.3 in 1)" in verdict(
         standing(0.05, chosen=(0.8, 0.3))
     )

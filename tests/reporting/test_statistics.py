@@ -247,6 +247,27 @@ def test_the_t_test_is_scipys_and_undefined_without_spread():
     assert t_test([0.01]) is None
     assert t_test([0.01, 0.01, 0.01]) is None
     assert t_test([0.0, 0.0]) is None
+    assert t_test([0.01], example_error=0.005) == pytest.approx(2 * stats.norm.sf(2))
+
+
+@pytest.mark.parametrize("example_error", [0.0, 0.001, 0.01])
+def test_a_p_is_below_five_hundredths_exactly_where_the_interval_excludes_zero(example_error):
+    draw = np.random.default_rng(0)
+    for S in (2, 3, 5):
+        for _ in range(50):
+            values = draw.normal(0.008, 0.008, S).tolist()
+            interval = t_interval(values, example_error=example_error)
+            assert (t_test(values, example_error=example_error) < 0.05) == (interval.sign != 0)
+
+
+def test_where_the_seeds_share_their_examples_a_p_over_seeds_alone_finds_what_is_not_there():
+    draw, alone, both = np.random.default_rng(1), 0, 0
+    for _ in range(600):  # no difference at all: what seeds share is a test set's luck, of standard error 1
+        values = (draw.normal() + draw.normal(0, 1, 3)).tolist()
+        alone += t_test(values) < 0.05
+        both += t_test(values, example_error=1.0) < 0.05
+    assert alone / 600 > 0.12
+    assert both / 600 < 0.07
 
 
 def test_the_sign_flip_test_is_scipys_exact_permutation_test():
