@@ -2,7 +2,7 @@
 # make test-browser: dashboard and report in a chromium, where there is one (Debian: apt-get install chromium).
 # make screenshots: the README's pictures, from a study that is made for them.
 # make docs: the documentation as a site in build/docs. make figures: its figures and tables, from committed records.
-# make test-all: the slow tests too, which install other environments; minutes more.
+# make test-all: the slow tests too, which install other environments, and those of services; many minutes more.
 # make test-services: workers on a PostgreSQL server, cells on Dask and Ray, processes that hold shards; what is not
 #   installed is skipped.
 PYTHON ?= python3
@@ -10,8 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Compiled on all cores afterwards: pip does it on one, for half of the installation's time.
 INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
-# What shares fixtures stays on one core (tests/conftest.py); a model is too small for a second thread.
-SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+# A file's tests share fixtures and stay on one core; a model is too small for a second thread.
+SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-all test-services test-browser screenshots docs figures style bench clean
 
@@ -21,11 +21,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.test
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-all: $(VENV)/.test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not services and not browser'
+test-all: $(VENV)/.services
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not browser'
 
 test-services: $(VENV)/.services
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m services -rs tests/services tests/comparison tests/distillation tests/search
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m 'services and not slow' -rs tests/services tests/comparison tests/distillation tests/search
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser

@@ -61,7 +61,6 @@ from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split, Task
 from autodisc.tasks.metrics import METRICS
 
-TESTS = Path(__file__).parent
 VOCABULARY = 60
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "good", "bad", *(f"w{i}" for i in range(VOCABULARY - 6))]
 BERT_LIKE = {
@@ -155,15 +154,15 @@ FAMILIES: dict[str, Callable[..., Any]] = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share fixtures, those of comparisons a whole run: each such group stays on one core."""
-    for item in items:
-        group = item.path.parent if item.path.parent.name == "comparison" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group.relative_to(TESTS))))
-
-
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _begin_with_one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """After a test that opened more: the order of sums depends on it."""
+    yield
     torch.set_num_threads(1)
 
 

@@ -1,4 +1,4 @@
-"""Eight workers on a PostgreSQL server, some killed, the server restarted: nothing is lost, and nothing done twice."""
+"""Workers on a PostgreSQL server, some killed, the server restarted: nothing is lost, and nothing done twice."""
 
 from __future__ import annotations
 
@@ -23,17 +23,37 @@ import yaml
 
 from autodisc.reporting.records import environment, write_once
 
-GRID = [round(0.1 + 0.004 * i, 3) for i in range(200)]
-WORKERS = 8
 NAME = "cluster-mine"
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RUN = "import sys; from autodisc.cli import main; sys.exit(main())"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many work at how many trials; after how many of these a process is killed, and the server restarted."""
+
+    workers: int
+    trials: int
+    kills: tuple[int, ...]
+    restarts: tuple[int, ...]
+
+    @property
+    def grid(self) -> list[float]:
+        return [round(0.1 + 0.8 / self.trials * i, 3) for i in range(self.trials)]
+
+
+SMALL = Size(3, 50, (10, 30), (20, 35))
+SIZES = [
+    pytest.param(SMALL, id="three"),
+    pytest.param(Size(8, 200, (20, 60, 100, 140, 170), (40, 120)), id="eight", marks=pytest.mark.slow),
+]
 
 
 @dataclass
 class Crew:
     """Processes at one study, and their words."""
 
+    size: Size
     out: Path
     url: str
     password: str
@@ -81,14 +101,15 @@ class Crew:
 
 
 @pytest.fixture
-def crew(postgresql, furnished, tmp_path) -> Iterator[Crew]:
+def crew(postgresql, furnished, tmp_path, request) -> Iterator[Crew]:
+    size = getattr(request, "param", SMALL)
     url = postgresql.url.replace(f":{postgresql.password}@", "@")
     settings = {
         "name": "cluster",
         "task": {"name": "mine", "metric": "accuracy", "data": str(furnished / "data")},
         "teacher": {"model": str(furnished / "teacher")},
         "search": {
-            "sparsities": GRID,
+            "sparsities": size.grid,
             "storage": url,
             "heartbeat_s": 2,
             "importance": {"examples": 32},
@@ -99,7 +120,7 @@ def crew(postgresql, furnished, tmp_path) -> Iterator[Crew]:
         "cache": {"dir": str(tmp_path / "cache")},
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(settings))
-    crew = Crew(tmp_path / "study", url, postgresql.password)
+    crew = Crew(size, tmp_path / "study", url, postgresql.password)
     yield crew
     for process in crew.running():
         process.kill()
@@ -129,7 +150,10 @@ POINTS = (
 
 
 @pytest.mark.timeout(900)
-def test_eight_workers_complete_every_trial_once_whatever_is_killed_or_restarted(postgresql, crew, until, request):
+@pytest.mark.parametrize("crew", SIZES, indirect=True)
+def test_workers_complete_every_trial_once_whatever_is_killed_or_restarted(postgresql, crew, until, request):
+    grid, workers = crew.size.grid, crew.size.workers
+
     def complete() -> int:
         return dict(trials(postgresql, STATES.format(NAME))).get("COMPLETE", 0)
 
@@ -137,15 +161,15 @@ def test_eight_workers_complete_every_trial_once_whatever_is_killed_or_restarted
     search = crew.start("search", "--config", str(crew.out.parent / "study.yaml"))
     until(lambda: (crew.out / "recovery.lease").exists() or search.poll() is not None)
     assert search.poll() is None, crew.last()
-    for _ in range(WORKERS):
+    for _ in range(workers):
         crew.worker()
     time.sleep(1)
     crew.kill(search)  # in the middle of the recovery: a worker takes it over
     generator = random.Random(0)
-    kills, restarts = [20, 60, 100, 140, 170], [40, 120]
+    kills, restarts = list(crew.size.kills), list(crew.size.restarts)
     supernet = crew.out / "supernet" / "model.safetensors"
     made = None
-    while (done := complete()) < len(GRID):
+    while (done := complete()) < len(grid):
         if made is None and supernet.exists():
             made = supernet.stat().st_mtime_ns
         if kills and done >= kills[0]:
@@ -161,7 +185,7 @@ def test_eight_workers_complete_every_trial_once_whatever_is_killed_or_restarted
         assert time.monotonic() - begun < 800, (done, crew.last())
         time.sleep(0.05)
     until(lambda: not crew.running(), seconds=60)
-    assert [process.returncode for process in crew.processes] == [0] * WORKERS, crew.last()
+    assert [process.returncode for process in crew.processes] == [0] * workers, crew.last()
     assert (kills, restarts) == ([], [])
 
     again = crew.start("search", "--config", str(crew.out.parent / "study.yaml"))
@@ -172,10 +196,10 @@ def test_eight_workers_complete_every_trial_once_whatever_is_killed_or_restarted
 
     states = dict(trials(postgresql, STATES.format(NAME)))
     points = [json.loads(value)["sparsity"] for _, value in trials(postgresql, POINTS.format(NAME))]
-    assert states["COMPLETE"] == len(GRID)
+    assert states["COMPLETE"] == len(grid)
     assert states.keys() <= {"COMPLETE", "FAIL"}
-    assert sorted(points) == GRID
-    assert [row["sparsity"] for row in result["trials"]] == GRID
+    assert sorted(points) == grid
+    assert [row["sparsity"] for row in result["trials"]] == grid
     assert [event["done"] for event in crew.ends("recovery")] == [60], crew.last()
     assert supernet.stat().st_mtime_ns == made
     ledgers = [json.loads(path.read_text()) for path in (crew.out / "workers").glob("*.json")]
@@ -191,16 +215,16 @@ def test_eight_workers_complete_every_trial_once_whatever_is_killed_or_restarted
             " where v.key = 'worker' and t.state = 'COMPLETE'",
         )
     )
-    assert len(by_worker) >= WORKERS
+    assert len(by_worker) >= workers
     if request.config.getoption("--record"):
         record(
             {
-                "workers": WORKERS,
+                "workers": workers,
                 "trials": states["COMPLETE"],
                 "distinct_points": len(set(points)),
                 "failed_and_done_again": states.get("FAIL", 0),
                 "processes_killed": crew.killed,
-                "server_restarts": 2,
+                "server_restarts": len(crew.size.restarts),
                 "recoveries": len(crew.ends("recovery")),
                 "elapsed_s": round(elapsed, 1),
                 "trials_by_worker": sorted(by_worker.values(), reverse=True),
