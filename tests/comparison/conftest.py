@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from autodisc.comparison import parts
 from autodisc.comparison.config import ComparisonConfig, make_comparison
 from autodisc.comparison.running import run
 
@@ -22,6 +23,12 @@ SETTINGS: dict[str, Any] = {
     "distillation": {"epochs": 1, "student_epochs": 1, "batch_size": 32, "lr": 3e-3},
     "runtime": {"threads": 1, "precision": "fp32"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _few_parts(monkeypatch) -> None:
+    """A report draws parts of validation for more than half of its time."""
+    monkeypatch.setattr(parts, "DRAWS", 4)
 
 
 @pytest.fixture(scope="package")
