@@ -142,7 +142,7 @@ def _lines(found: Sequence[_Way], whole: Mapping[int, Spent]) -> tuple[FrontierL
         lines.append(
             FrontierLine(setting, *shares, _mean(list(regrets.values())), interval, tuple(regrets), common, False)
         )
-        if common is not None:
+        if common is not None and setting != DIRECT:  # which chooses no assistant
             cost = sum(paid[seed].flops for seed in shared) / sum(whole[seed].flops for seed in shared)
             points.append(FrontierPoint(setting, cost, common))
     best = {point.setting for point in frontier(points)}

@@ -70,7 +70,7 @@ class FrontierLine:
     interval: Interval | None
     seeds: tuple[int, ...]
     shared_regret: float | None  # over the seeds that every line has, by which lines are compared; None: no such seed
-    best: bool  # over those, no other costs less FLOPs without losing more
+    best: bool  # over those, no other choice of an assistant costs less FLOPs without losing more
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def section_pictures(section: Section) -> tuple[Picture, ...]:
     if marks := frontier_data(section):
         words = "; ".join(f"{mark.label}: {100 * mark.y:.1f} points for {units.share(mark.x)}" for mark in marks)
         caption = (
-            "Down and to the left is better. Filled: nothing costs less without losing more."
+            "Down and to the left is better. Filled: no choice of an assistant costs less without losing more."
             f" Over the seeds that all have ({_shared_seeds(section)}); below zero: better than through any assistant."
         )
         found.append(Picture("Frontier: regret against search cost", caption, words, frontier_figure(marks), wide=True))

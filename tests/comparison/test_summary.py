@@ -189,6 +189,7 @@ def test_the_frontier_has_what_no_assistant_would_lose(whole, copied):
     regrets = [most - direct for most, direct in zip(best, truth[None], strict=True)]
     assert line.regret == pytest.approx(sum(regrets) / len(regrets))
     assert line.regret < 0
+    assert not line.best
     assert (line.flops_share, line.seconds_share) == (0.0, 0.0)
 
 
