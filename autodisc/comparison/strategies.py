@@ -9,8 +9,7 @@ that differ only in which of these they try share those cells, and each is charg
 
 ``autodisc``, ``pruned``, ``plain``, ``chain``, ``released`` and the ``balanced`` ones distil through what a search of
 theirs chose, from the weights that it left; where no candidate was feasible they are ``direct``, and have paid for the
-search. Each pays for
-importance and the teacher's outputs once.
+search. Each pays for importance and the teacher's outputs once.
 """
 
 from __future__ import annotations

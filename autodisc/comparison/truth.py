@@ -138,13 +138,13 @@ def _lines(found: Sequence[_Way], whole: Mapping[int, Spent]) -> tuple[FrontierL
     for setting, paid, regrets, interval in found:
         total, spent = (sum((by_seed[seed] for seed in regrets), NOTHING) for by_seed in (whole, paid))
         shares = spent.seconds / total.seconds, spent.flops / total.flops
-        common = _mean([regrets[seed] for seed in shared]) if shared else None
-        lines.append(
-            FrontierLine(setting, *shares, _mean(list(regrets.values())), interval, tuple(regrets), common, False)
-        )
-        if common is not None and setting != DIRECT:  # which chooses no assistant
+        regret, cost, common = _mean(list(regrets.values())), None, None
+        if shared:
             cost = sum(paid[seed].flops for seed in shared) / sum(whole[seed].flops for seed in shared)
-            points.append(FrontierPoint(setting, cost, common))
+            common = _mean([regrets[seed] for seed in shared])
+            if setting != DIRECT:  # which chooses no assistant
+                points.append(FrontierPoint(setting, cost, common))
+        lines.append(FrontierLine(setting, *shares, regret, interval, tuple(regrets), cost, common, False))
     best = {point.setting for point in frontier(points)}
     lines.sort(key=lambda line: (line.flops_share, line.regret))
     return tuple(replace(line, best=line.setting in best) for line in lines)

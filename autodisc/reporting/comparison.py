@@ -69,7 +69,8 @@ class FrontierLine:
     regret: float
     interval: Interval | None
     seeds: tuple[int, ...]
-    shared_regret: float | None  # over the seeds that every line has, by which lines are compared; None: no such seed
+    shared_flops_share: float | None  # over the seeds that every line has, by which lines are compared
+    shared_regret: float | None  # None: no such seed
     best: bool  # over those, no other choice of an assistant costs less FLOPs without losing more
 
 
@@ -156,7 +157,8 @@ def overview_table(sections: Sequence[Section]) -> Table:
     if len(rows) > 1:
         regret, *means = (_mean_of(column) for column in zip(*numbers, strict=True))
         empty = (units.NONE,) * 4
-        rows.append(("mean", *empty, _with_bounds(regret, None, points=True), *empty, *map(units.share, means)))
+        last = ("mean", *empty, _with_bounds(regret, None, points=True), *empty, *map(units.share, means))
+        rows += [last] if set(last[1:]) != {units.NONE} else []
     title = "All tasks: the student on test, what it gains in percentage points, and costs as shares of maxidisc's"
     return Table(title, (*head, *(f"over {name}" for name in QUESTIONS), *costs), tuple(rows))
 

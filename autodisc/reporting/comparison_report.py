@@ -51,7 +51,7 @@ def write_comparison(name: str, sections: Sequence[Section], out: Path) -> Path:
 
 def _overview(sections: Sequence[Section]) -> Overview | None:
     """Where there are several tasks or students: a sentence for each, one table, and one picture."""
-    if len(sections) < 2:
+    if len(sections) < 2 or not any(section.strategy("autodisc") for section in sections):
         return None
     sentences = tuple(sentence for section in sections for sentence in section.verdict)
     picture = None
@@ -131,12 +131,12 @@ def frontier_data(section: Section) -> tuple[Mark, ...]:
     return tuple(
         Mark(
             line.setting,
-            line.flops_share,
+            line.shared_flops_share,
             line.shared_regret,
             best=line.best,
         )
         for line in section.frontier
-        if line.shared_regret is not None
+        if line.shared_regret is not None and line.shared_flops_share is not None
     )
 
 

@@ -141,9 +141,11 @@ def verdict(standing: Standing) -> str:
     """A plain sentence or two: take this assistant, take none, or the data cannot tell."""
     head = f"{standing.task}, student sparsity {units.plain(standing.student_sparsity)}: "
     text = _advice(standing)
+    rule = _rule(standing.over_rule, standing.p_rule)
     doubts = _doubts(standing.over_direct, standing.p_direct)
-    rule, cost = _rule(standing.over_rule, standing.p_rule), _cost(standing)
-    return head + " ".join(sentence for sentence in (text, doubts, rule, cost) if sentence)
+    more = _doubts(standing.over_rule, standing.p_rule)
+    said = (text, doubts, rule, "" if more == doubts else more, _cost(standing))
+    return head + " ".join(sentence for sentence in said if sentence)
 
 
 def _advice(standing: Standing) -> str:

@@ -1,4 +1,4 @@
-"""A comparison on a tiny teacher and a CSV that it has learnt, computed once."""
+"""A comparison on a tiny teacher and a CSV that it has learnt, computed once a process."""
 
 from __future__ import annotations
 

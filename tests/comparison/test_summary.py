@@ -107,7 +107,9 @@ def test_shares_are_of_maxidisc_and_every_comparison_is_paired_and_corrected(who
 def test_several_tasks_stand_in_one_table_with_their_means(whole, copied):
     worsen(copied, 0, "assistant-0.5", 9)
     one = section(whole, copied)
-    other = replace(one, task="other", verdict=("other: a sentence.",))
+    dearer = replace(one.strategy("autodisc"), flops_share=0.5)
+    worse = replace(one.choice, regret=one.choice.regret + 0.02)
+    other = replace(one, task="other", strategies=(dearer,), frontier=(worse,), verdict=("other: a sentence.",))
     empty = replace(one, task="later", strategies=(), differences=(), frontier=(), verdict=("later: nothing.",))
     table = overview_table((one, other, empty))
     assert [row[0] for row in table.rows] == ["mine", "other", "mean"]
@@ -115,9 +117,10 @@ def test_several_tasks_stand_in_one_table_with_their_means(whole, copied):
     first, mean = (dict(zip(table.columns[:7], row, strict=False)) for row in (table.rows[0], table.rows[-1]))
     assert first["autodisc"] == f"{ours.metric.estimate:.3f}"
     assert first["over direct"] == bounds(one.gain_over("direct"), points=True)
-    assert first["regret, points"].startswith(mean["regret, points"])  # of two alike
-    assert table.rows[0][-4:] == table.rows[-1][-4:]
+    assert mean["regret, points"] == f"{100 * (one.choice.regret + 0.01):.1f}"
+    assert table.rows[0][-4:-1] == table.rows[-1][-4:-1]  # alike
     assert table.rows[0][-1] == units.share(ours.flops_share)
+    assert table.rows[-1][-1] == units.share((ours.flops_share + 0.5) / 2)
     write_comparison("toy", (one, other, empty), copied)
     text = (copied / "report.md").read_text()
     assert text.index("- other: a sentence.") < text.index("- later: nothing.") < text.index("## toy: mine")
@@ -129,7 +132,7 @@ def test_several_tasks_stand_in_one_table_with_their_means(whole, copied):
 def test_pictures_are_of_what_the_tables_say(whole, computed):
     found = section(whole, computed)
     assert [(m.label, m.x, m.y) for m in frontier_data(found)] == [
-        (line.setting, line.flops_share, line.shared_regret) for line in found.frontier
+        (line.setting, line.shared_flops_share, line.shared_regret) for line in found.frontier
     ]
     assert [m.label for m in difference_data(found)] == [line.comparison.theirs for line in found.differences]
     assert {m.label for m in cost_data(found)} == set(whole.compare.strategies)
@@ -172,6 +175,7 @@ def test_what_has_fewer_seeds_is_compared_over_those_that_all_have(whole, copied
     one = section(whole.model_copy(update={"compare": whole.compare.model_copy(update={"seeds": (0,)})}), copied)
     for line in one.frontier:
         assert lines[line.setting].shared_regret == pytest.approx(line.regret)
+        assert lines[line.setting].shared_flops_share == pytest.approx(line.flops_share)
         assert lines[line.setting].best == line.best
     assert lines["random"].regret != pytest.approx(lines["random"].shared_regret)
     report(whole, copied)
@@ -210,6 +214,10 @@ def test_other_objectives_are_compared_by_the_students_that_they_choose(whole, c
     assert min(gain) > 0
     assert metric.comparison.theirs == "tradeoff λ=0.2"
     assert metric.p_holm >= metric.p
+    report(whole, copied)
+    assert "What another choice from the same search would have gained" in (copied / "report.md").read_text()
+    rows = list(csv.DictReader((copied / "tables" / "objectives.csv").read_text().splitlines()))
+    assert [row["comparison_ours"] for row in rows] == list(lines)
     assert not [names for names in lines if "smallest" in names]  # it chooses what the tradeoff does
 
 

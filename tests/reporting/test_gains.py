@@ -175,6 +175,9 @@ def test_a_corrected_p_stands_beside_the_interval_and_doubts_are_said():
     one = standing(0.05, over_direct=over_direct([answered(0, gain=0.05)]), chosen=(0.7,))
     assert "But this is one seed, and another may decide otherwise." in verdict(one)
     assert "But" not in verdict(standing(0.0, p_direct=1.0))
+    rule = verdict(standing(0.0, over_rule=standing(0.05).over_direct, p_rule=0.3))
+    assert "p 0.300 corrected), better. But among as many comparisons" in rule
+    assert verdict(standing(0.05, p_direct=0.3, over_rule=standing(0.05).over_direct, p_rule=0.3)).count("But") == 1
 
 
 def test_the_rule_is_compared_in_words():
