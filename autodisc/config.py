@@ -564,7 +564,9 @@ def make_budget(values: dict[str, Any]) -> BudgetConfig:
 def explained(error: ValidationError, model: type[BaseModel], *, source: str = "") -> ConfigError:
     """What is wrong with settings of ``model``, in one line."""
     prefix = f"{source}: " if source else ""
-    return ConfigError(prefix + "; ".join(_explain(dict(item), model) for item in error.errors()))
+    items = error.errors()
+    inside = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}  # what holds it only follows
+    return ConfigError(prefix + "; ".join(_explain(dict(item), model) for item in items if item["loc"] not in inside))
 
 
 def read_config(path: Path) -> StudyConfig:

@@ -90,7 +90,10 @@ class ComparedTask(Section):
 
     @model_validator(mode="after")
     def _folder(self) -> ComparedTask:
-        check_name(self.label)
+        try:
+            check_name(self.label)
+        except ValueError as error:
+            raise ValueError(f"name: {error}") from None
         return self
 
 

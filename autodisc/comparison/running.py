@@ -17,7 +17,7 @@ import joblib
 from autodisc.comparison.cells import SHARED, Cell, write_failure
 from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import CHAINS, all_cells, recorded
-from autodisc.comparison.work import clear, compute, make_teacher, prepare
+from autodisc.comparison.work import clear, compute, make_teacher, prepare, study_folder
 from autodisc.errors import StudyError, TrainingError, UserError, one_line
 from autodisc.leases import leased
 from autodisc.progress import Progress, Silent
@@ -109,8 +109,10 @@ def _compute(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
     def work(cell: Cell) -> None:
         try:
             compute(config, cell, out)
-        except StudyError as error:  # of the folder that a stopped run left, which is no loss
-            clear(_search_of(job[0]), out)
+        except StudyError as error:
+            if not study_folder(_search_of(cell), out).exists():
+                raise
+            clear(_search_of(cell), out)  # which a stopped run left, and is no loss
             raise TrainingError(f"{one_line(error, 400)}; it was removed, the same command begins anew") from None
 
     reasons = _each(job, out, work)

@@ -36,7 +36,7 @@ def against(section: Section) -> tuple[str, ...]:
     compared = [line.comparison for line in section.differences]
     found += [
         f"{one.theirs} made the better student; the interval over {_over(one)} excludes zero, not corrected for the"
-        f" number of comparisons."
+        " number of comparisons."
         for one in compared
         if one.interval.sign < 0
     ]

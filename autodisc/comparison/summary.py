@@ -5,10 +5,10 @@ From records alone: nothing is computed again, and torch is not needed. What is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -175,10 +175,10 @@ def _strategy_lines(
                 name,
                 tuple(by_seed),
                 metric,
-                _mean(validation),
+                fmean(validation),
                 tuple(units.point(view.assistant, view.balance) for view in by_seed.values()),
-                _mean([view.spent.seconds for view in by_seed.values()]),
-                _mean([view.spent.flops for view in by_seed.values()]),
+                fmean([view.spent.seconds for view in by_seed.values()]),
+                fmean([view.spent.flops for view in by_seed.values()]),
                 *(_share(views, name, part, unit) for part in ("spent", "search") for unit in ("seconds", "flops")),
             )
         )
@@ -265,7 +265,3 @@ def _larger(seconds: float | None, flops: float | None) -> float | None:
     """Of two shares the one that flatters less."""
     known = [share for share in (seconds, flops) if share is not None]
     return max(known, default=None)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 
@@ -138,10 +139,10 @@ def _lines(found: Sequence[_Way], whole: Mapping[int, Spent]) -> tuple[FrontierL
     for setting, paid, regrets, interval in found:
         total, spent = (sum((by_seed[seed] for seed in regrets), NOTHING) for by_seed in (whole, paid))
         shares = spent.seconds / total.seconds, spent.flops / total.flops
-        regret, cost, common = _mean(list(regrets.values())), None, None
+        regret, cost, common = fmean(list(regrets.values())), None, None
         if shared:
             cost = sum(paid[seed].flops for seed in shared) / sum(whole[seed].flops for seed in shared)
-            common = _mean([regrets[seed] for seed in shared])
+            common = fmean([regrets[seed] for seed in shared])
             if setting != DIRECT:  # which chooses no assistant
                 points.append(FrontierPoint(setting, cost, common))
         lines.append(FrontierLine(setting, *shares, regret, interval, tuple(regrets), cost, common, False))
@@ -187,7 +188,3 @@ def _as_made(students: Results, number: int) -> bytes:
 
 def lams_of(config: ComparisonConfig) -> tuple[float, ...]:
     return tuple(sorted({*LAMS, config.search.lam} - {0.0}))
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 import plotly.graph_objects as go
 
@@ -121,7 +122,7 @@ def section_pictures(section: Section) -> tuple[Picture, ...]:
         )
         found.append(Picture("What autodisc gains over", GAINS, words, difference_figure(marks)))
     if section.truth:
-        words = "; ".join(f"{units.plain(line.sparsity)}: {_mean(line.by_seed):.3f}" for line in section.truth)
+        words = "; ".join(f"{units.plain(line.sparsity)}: {fmean(line.by_seed):.3f}" for line in section.truth)
         caption = "One point a seed, the line is their mean. Dashed: without an assistant."
         found.append(Picture("The truth: students by assistant", caption, words, truth_figure(section)))
     return tuple(found)
@@ -236,13 +237,13 @@ def truth_figure(section: Section) -> go.Figure:
     )
     figure.add_scatter(
         x=[line.sparsity for line in lines],
-        y=[_mean(line.by_seed) for line in lines],
+        y=[fmean(line.by_seed) for line in lines],
         name="mean",
         line={"color": BLUE},
     )
     direct = next((line for line in section.truth if line.sparsity is None), None)
     if direct is not None:
-        mean = _mean(direct.by_seed)
+        mean = fmean(direct.by_seed)
         line = {"color": GREEN, "dash": "dash", "width": 1.5}
         figure.add_hline(y=mean, line=line, annotation={"text": f"no assistant {mean:.3f}"})
     return figure
@@ -323,7 +324,3 @@ def _bars(marks: Sequence[tuple[float, Mark]]) -> dict[str, object]:
         "arrayminus": [reach(value, mark.low) for value, mark in marks],
         "thickness": 1.2,
     }
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
