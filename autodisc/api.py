@@ -31,6 +31,7 @@ from autodisc.preparing import (
     keep_ranking,
     made_of,
     opened,
+    scored,
     search_settings,
     study_name,
     take_ranking,
@@ -38,6 +39,7 @@ from autodisc.preparing import (
 )
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
+from autodisc.reporting.records import Record
 from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
@@ -50,6 +52,7 @@ from autodisc.urls import public
 from autodisc.working import is_shared, merge_ledgers, portable, take_trials
 from autodisc.workspace import (
     SET_UP,
+    TEACHER_METRIC,
     Workspace,
     disk_errors,
     open_workspace,
@@ -108,10 +111,11 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             if (out / RANKING).exists():
                 space.extra["ranking"], _ = read_ranking(out / RANKING)  # the ledger that was kept holds what it cost
             space = with_student(space, out)
+            seen = scored(space)
             study = open_study(
                 study_name(config),
                 storage,
-                fingerprint={**made_of(space), **search_settings(config)},
+                fingerprint={**made_of(seen), **search_settings(config)},
                 defaults=default_settings(),
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
                 say=space.workshop.progress.say,
@@ -121,18 +125,20 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             if shared:
                 publish(study, portable(config))
             keep_ranking(space, out)
-            teacher = space.evaluate(space.teacher, space.task.validation)["metric"]
+            with space.ledger.stage(TEACHER_METRIC):
+                teacher = seen.evaluate(space.teacher, seen.task.validation)["metric"]
             live = show_search(study, space, out, teacher=teacher, storage=storage)
             with space.ledger.stage(SET_UP):
                 live.refresh()
             found, latency = opened(space, out), space.budgeted_latency
             if shared:
-                take_trials(space, SharedStudy.of(study, out, config), found, live)
+                take_trials(seen, SharedStudy.of(study, out, config), found, live)
                 merge_ledgers(space.ledger, out)
             else:
-                run_study(study, found, space.assistants, config.search, space.workshop, latency=latency, watch=live)
+                run_study(study, found, space.assistants, config.search, seen.workshop, latency=latency, watch=live)
             save_ledger(space.ledger, out / LEDGER)
             result = search_result(study, config.search, storage=public(storage))
+            result["examples"] = len(seen.task.validation)
             result["projected_flops"] = live.about.projected_flops
             if config.budget is not None:
                 result["student"] = {
@@ -183,8 +189,7 @@ def distill(
             schedule = distill_sandwich(
                 space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
             )
-            told = finished.searched.result["teacher"]["metric"]
-            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder, told)
+            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder, finished.searched)
             result["between"] = [{**_point(d.candidate), "metric": d.metric} for d in schedule.between]
             result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
             space.record(study, "distill", "autodisc", result)
@@ -259,22 +264,24 @@ def _point(kept: Candidate) -> dict[str, Any]:
 
 
 def _distilled_result(
-    space: Workspace, assistant: Distilled, student: Distilled, folder: Path, teachers_metric: float
+    space: Workspace, assistant: Distilled, student: Distilled, folder: Path, searched: Record
 ) -> dict[str, Any]:
-    """Metrics, sizes and folders of all three; ``teachers_metric`` is on validation, as the search found it."""
-    task = space.task
+    """Metrics, sizes and folders of all three; the teacher's on validation as searched, where that saw all of it."""
+    task, told = space.task, searched.result["teacher"]["metric"]
     with space.ledger.stage("final evaluation"):
         answers, final = _final_answers(space, student.model)
         extra = {name: space.evaluate(student.model, split) for name, split in task.extra.items()}
-    theirs, teachers = _final_answers(space, space.teacher)
-    finals = {
-        "teacher": teachers,
-        "assistant": space.evaluate(assistant.model, task.final),
-    }
+        theirs, teachers = _final_answers(space, space.teacher)
+        finals = {
+            "teacher": teachers,
+            "assistant": space.evaluate(assistant.model, task.final),
+        }
+        if searched.result.get("examples", len(task.validation)) < len(task.validation):
+            told = space.evaluate(space.teacher, task.validation)["metric"]
     known = ("metric", "standard_error", "confusion")
     teacher: dict[str, Any] = {
         **{name: value for name, value in finals["teacher"].items() if name in known},
-        "validation_metric": teachers_metric,
+        "validation_metric": told,
         **size(space.teacher),
     }
     return {

@@ -47,8 +47,10 @@ Strategy = Literal["maxidisc", "direct"]
 Sampler = Literal["tpe", "gp"]  # of Optuna
 OF_SEARCHES = (  # settings that no ranking and no student through a given assistant depends on
     *("search.lam", "search.scorer", "search.margin", "search.prune", "search.recovery"),
-    *("search.trials", "search.balances", "search.sampler", "search.importance.refit"),
+    *("search.trials", "search.examples", "search.balances", "search.sampler", "search.importance.refit"),
 )
+SCORED, LEAST_SCORED = 0.1, 1000  # of the rows that the assistant's phase passes over; benchmarks/README.md says why
+FEWEST_SCORED = 10  # that may be asked for: fewer have no standard error
 TrackerName = Literal["tensorboard", "mlflow", "wandb"]
 DEFAULT_SPARSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85)
 DEFAULT_STUDENT = 0.9
@@ -71,6 +73,18 @@ def _count(value: Any) -> Any:
 
 _PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
+
+
+def _examples(value: Any) -> Any:
+    count = _count(value)
+    if isinstance(count, str) and count.isdecimal():
+        count = int(count)
+    if count is None or count == "all" or (isinstance(count, int) and count >= FEWEST_SCORED):
+        return count
+    raise ValueError(f"got {value!r}; expected a number of rows, at least {FEWEST_SCORED}, or all")
+
+
+Examples = Annotated[Annotated[int, Field(ge=FEWEST_SCORED)] | Literal["all"] | None, BeforeValidator(_examples)]
 
 
 def check_name(value: str) -> str:
@@ -244,7 +258,13 @@ class SearchConfig(Section):
     prune: bool = Field(
         False,
         description="Stop evaluating a candidate that is surely worse than the best. Off: what was stopped has no"
-        " metric on all of validation, and `report --lam` cannot rank it.",
+        " metric on all rows, and `report --lam` cannot rank it.",
+    )
+    examples: Examples = Field(
+        None,
+        description="Validation rows that a trial is scored on, the same for all, drawn by the seed; or all. None: a"
+        " tenth of the rows that the assistant's phase passes over, and at least 1000, so that a search stays cheap"
+        " where train is small beside validation. What is distilled is measured on all.",
     )
     retries: int = Field(
         1,
@@ -388,6 +408,14 @@ class DistillationConfig(Section):
     def last_epochs(self) -> int:
         """Passes of the student's phase."""
         return 4 * self.epochs if self.student_epochs is None else self.student_epochs
+
+
+def scored_examples(search: SearchConfig, distillation: DistillationConfig, *, train: int, validation: int) -> int:
+    """How many of the rows of validation a trial is scored on, where train has so many."""
+    asked = search.examples
+    if asked is None:
+        asked = max(LEAST_SCORED, round(SCORED * distillation.epochs * train))
+    return validation if asked == "all" else min(asked, validation)
 
 
 class BaselineConfig(Section):

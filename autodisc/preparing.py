@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autodisc.config import (
     CONFIG,
     OF_SEARCHES,
@@ -18,6 +20,7 @@ from autodisc.config import (
     differences,
     flatten,
     read_config,
+    scored_examples,
 )
 from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
@@ -98,6 +101,25 @@ def with_student(space: Workspace, out: Path) -> Workspace:
             student = run_students(name, storage, made_of, uses, budget)
     space.extra["student"] = student
     return replace(space, config=config.with_student(student.sparsity))
+
+
+def scored_rows(space: Workspace) -> np.ndarray:
+    """Which rows of validation a trial is scored on, in their order."""
+    task, config = space.task, space.config
+    train, validation = len(task.train), len(task.validation)
+    count = scored_examples(config.search, config.distillation, train=train, validation=validation)
+    if count == validation:
+        return np.arange(validation)
+    return np.sort(space.workshop.runtime.generator("trials", "rows").choice(validation, size=count, replace=False))
+
+
+def scored(space: Workspace) -> Workspace:
+    """The workspace as trials see it: its validation is the part that they are scored on."""
+    task, rows = space.task, scored_rows(space)
+    if len(rows) == len(task.validation):
+        return space
+    part = replace(task, validation=task.validation.select(rows))
+    return replace(space, task=part, workshop=replace(space.workshop, task=part))
 
 
 def keep_ranking(space: Workspace, out: Path) -> None:

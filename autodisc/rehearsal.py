@@ -36,6 +36,7 @@ from autodisc.models.inference import counted, evaluation_batch, forward_macs, p
 from autodisc.models.layouts import base_shape, blocks, unit_ratio
 from autodisc.models.spreading import is_spread
 from autodisc.prediction import Kernels, Pass, Rate, Rates, Sample, multiply_out
+from autodisc.preparing import scored
 from autodisc.progress import Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, envelope
 from autodisc.pruning.fisher import Moments, removal_order, second_moments
@@ -49,7 +50,7 @@ from autodisc.search.assistants import STAGE as TRIALS
 from autodisc.search.students import students
 from autodisc.tasks.batches import Batch, batches, shapes
 from autodisc.tasks.data import Split
-from autodisc.workspace import SET_UP, Workspace, assistants_of
+from autodisc.workspace import SET_UP, TEACHER_METRIC, Workspace, assistants_of
 
 IMPORTANCE, RECOVERY = "importance", "recovery"
 KERNEL_SHAPES, KERNEL_WIDTH = 32, 256  # of the linear whose kernels' memory is measured
@@ -93,6 +94,7 @@ class _Bench:
     def __init__(self, space: Workspace, folder: Path) -> None:
         self.space, self.folder = space, folder
         self.task, self.teacher, self.runtime = space.task, space.teacher, space.workshop.runtime
+        self.scored = scored(space).task.validation
         self.opened_mib = _resident_mib()
         self.more_s, self.more_flops, self.more_mib, self.disk = (defaultdict[str, float](float) for _ in range(4))
         self.ranking = _arbitrary_ranking(space.teacher, self.runtime.generator("prediction"))
@@ -106,6 +108,7 @@ class _Bench:
         yield from self.importance()
         if self.config.search.scorer == "recovered":
             yield from self.recovery()
+        yield from self.teacher_metric()
         yield from self.trials()
 
     def kernel_mib(self) -> float:
@@ -210,8 +213,17 @@ class _Bench:
             self.more_mib[stage] += read / MIB
         self.more_mib[TEACHER_OUTPUTS] = self.more_mib[RECOVERY]  # the teacher runs while all of a step is in memory
 
+    def teacher_metric(self) -> Iterator[Pass]:
+        at_once = evaluation_batch(self.scored, self.task)
+        run = _thrice(
+            lambda split, ledger: predict(self.teacher, split, task=self.task, runtime=self.runtime, ledger=ledger)
+        )
+        rates = self.rates(TEACHER_METRIC, self.scored, at_once, [run], (1.0, 1.0))
+        for rows, T in shapes(self.scored, at_once):
+            yield Pass(TEACHER_METRIC, TEACHER_METRIC, rates, 1.0, (len(rows), T))
+
     def trials(self) -> Iterator[Pass]:
-        search, validation = self.config.search, self.task.validation
+        search, validation = self.config.search, self.scored
         at_once = evaluation_batch(validation, self.task)
         points = self.candidates
         total = search.trials or len(points)
@@ -265,7 +277,7 @@ class _Bench:
         """Seconds of a trial beside its batches: counting its FLOPs, and the metric's standard error."""
         since = time.perf_counter()
         forward_macs(model)
-        labels, metric = self.task.validation.labels, self.task.metric
+        labels, metric = self.scored.labels, self.task.metric
         metric.standard_error(metric.constant(labels), labels, self.runtime.seed)
         return time.perf_counter() - since
 

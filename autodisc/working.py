@@ -27,6 +27,7 @@ from autodisc.preparing import (
     keep_ranking,
     made_of,
     opened,
+    scored,
     search_settings,
     study_name,
     with_student,
@@ -93,10 +94,11 @@ def work(
         if (out / RANKING).exists():
             space.extra["ranking"], _ = read_ranking(out / RANKING)
         space = with_student(space, out)
+        seen = scored(space)
         study = open_study(
             name,
             storage,
-            fingerprint={**made_of(space), **search_settings(config)},
+            fingerprint={**made_of(seen), **search_settings(config)},
             defaults=default_settings(),
             metric_name="",  # it has one
             say=progress.say,
@@ -104,7 +106,7 @@ def work(
             wait_s=PATIENCE_S,  # it was there a moment ago
         )
         keep_ranking(space, out)
-        taken = take_trials(space, SharedStudy.of(study, out, config), opened(space, out))
+        taken = take_trials(seen, SharedStudy.of(study, out, config), opened(space, out))
         space.workshop.book()
         return {"study": name, "trials": taken, "completed": completed(study), "cost": space.ledger.as_dict()}
 

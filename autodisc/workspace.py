@@ -47,7 +47,7 @@ from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import number_of_batches
 from autodisc.tasks.data import Split, Task, find_kind, load_task
 
-SET_UP = "set-up"
+SET_UP, TEACHER_METRIC = "set-up", "teacher metric"  # stages
 RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
 HEADS: dict[Kind, Head] = {  # what a model needs to learn a kind of task
     "classification": "sequence",

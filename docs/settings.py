@@ -68,16 +68,14 @@ def _text(default: Any) -> str:
 
 def _values(field: FieldInfo) -> str:
     """The names that it takes, or its bounds."""
-    names = list(dict.fromkeys(_names(field.annotation)))
-    if names:
-        return ", ".join(f"`{name}`" for name in names)
+    names = [f"`{name}`" for name in dict.fromkeys(_names(field.annotation))]
     bounds = [
         (sign, value)
         for key, sign in SIGNS.items()
         for m in _metadata(field)
         if (value := getattr(m, key, None)) is not None
     ]
-    return ", ".join(f"{sign} {value:g}" for sign, value in bounds)
+    return ", ".join([f"{sign} {value:g}" for sign, value in bounds] + names)
 
 
 def _metadata(field: FieldInfo) -> Iterator[Any]:

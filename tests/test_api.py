@@ -14,8 +14,10 @@ import autodisc
 from autodisc import api, exporting, preparing
 from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, ConfigError, DataError, ModelError, StudyError
+from autodisc.finished import open_finished
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting.records import read_records
+from autodisc.workspace import open_workspace
 
 
 @pytest.fixture
@@ -68,6 +70,38 @@ def test_search_then_distill_then_baselines_from_csv_to_students(config, tmp_pat
         assert compared["cost"]["flops"] > found["cost"]["flops"] / 10
     kinds = [(record.kind, record.strategy) for record in read_records([out])]
     assert kinds == [("search", "autodisc"), ("distill", "autodisc"), ("baseline", "maxidisc"), ("baseline", "direct")]
+
+
+@pytest.mark.parametrize("scorer", ["recovered", "pruned"])
+def test_trials_are_scored_on_the_rows_asked_for_and_the_student_on_all(config, tmp_path, scorer):
+    settings = config(search={"sparsities": [0.5, 0.75], "examples": 30, "scorer": scorer})
+    found = api.search(settings, tmp_path)
+    finished = open_finished(tmp_path)
+    space = finished.open()
+    seen = preparing.scored(space).task.validation
+    assert (found["examples"], len(seen), len(space.task.validation)) == (30, 30, 80)
+    for row in found["trials"]:
+        model = finished.cut(space, space.assistant(row))
+        assert space.evaluate(model, seen)["metric"] == row["metric"]
+    assert found["teacher"]["metric"] == space.evaluate(space.teacher, space.task.validation)["metric"]
+    student = api.distill(tmp_path)["student"]
+    on_all = api.evaluate(config(teacher={"model": student["path"]}))
+    assert (on_all["examples"], on_all["metric"]) == (80, student["validation_metric"])
+    with pytest.raises(StudyError, match=r"search\.examples: 30 -> all"):
+        api.search(config(search={"sparsities": [0.5, 0.75], "examples": "all", "scorer": scorer}), tmp_path)
+
+
+def test_the_rows_that_trials_see_are_the_seed_s_and_all_where_all_are_asked_for(config):
+    def seen(**search):
+        return preparing.scored(open_workspace(config(search=search, runtime={"seed": 3}))).task.validation
+
+    whole = open_workspace(config()).task.validation
+    assert seen(examples=30).fingerprint == seen(examples=30).fingerprint
+    assert (
+        seen(examples=30).fingerprint
+        != preparing.scored(open_workspace(config(search={"examples": 30}))).task.validation.fingerprint
+    )
+    assert {seen().fingerprint, seen(examples="all").fingerprint, seen(examples=80).fingerprint} == {whole.fingerprint}
 
 
 def test_a_rerun_returns_the_same_result_and_computes_nothing(config, study, monkeypatch):

@@ -8,12 +8,15 @@ import yaml
 
 from autodisc.config import (
     DEFAULT_SPARSITIES,
+    DistillationConfig,
     ImportanceConfig,
+    SearchConfig,
     StudyConfig,
     differences,
     make_budget,
     make_config,
     read_config,
+    scored_examples,
     write_config,
 )
 from autodisc.errors import ConfigError
@@ -85,6 +88,9 @@ def test_an_unknown_key_is_refused_with_the_nearest(pattern, overrides):
         (r"^search: got 3; ", {"search": 3}),
         (r"^search\.lam: got -1; ", {"search": {"lam": -1}}),
         (r"^search\.lam: got nan; ", {"search": {"lam": float("nan")}}),
+        (r"^search\.examples: got 9; expected a number of rows, at least 10, or all$", {"search": {"examples": 9}}),
+        (r"^search\.examples: got True; ", {"search": {"examples": True}}),
+        (r"^search\.examples: got 'most'; expected .* or all$", {"search": {"examples": "most"}}),
         (r"^baseline\.strategies\.0: got 'random'; ", {"baseline": {"strategies": ["random"]}}),
         (r"^task\.metric: got 'acc'; .*'accuracy'", {"task": {"name": "x", "metric": "acc"}}),
         (r"^runtime\.seed: got -1; ", {"runtime": {"seed": -1}}),
@@ -92,6 +98,24 @@ def test_an_unknown_key_is_refused_with_the_nearest(pattern, overrides):
 )
 def test_a_wrong_type_or_value_is_refused_by_the_fields_name(pattern, overrides):
     refused(pattern, **overrides)
+
+
+@pytest.mark.parametrize(
+    ("examples", "train", "validation", "expected"),
+    [
+        (None, 5000, 2062, 1000),  # a tenth of two passes
+        (None, 5749, 1500, 1150),
+        (None, 500, 2062, 1000),  # at least
+        (None, 3668, 408, 408),  # there are no more
+        (None, 400_000, 9815, 9815),
+        ("all", 500, 2062, 2062),
+        (30, 5000, 2062, 30),
+        (3000, 5000, 2062, 2062),
+    ],
+)
+def test_a_trial_is_scored_on_a_tenth_of_what_the_assistant_s_phase_passes_over(examples, train, validation, expected):
+    asked, budget = SearchConfig(examples=examples), DistillationConfig(epochs=2)
+    assert scored_examples(asked, budget, train=train, validation=validation) == expected
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan")])

@@ -94,7 +94,7 @@ def values(tmp_path_factory, tiny, word_tokenizer) -> dict[str, Any]:
 
 
 RECOVERED = {"sparsities": [0.3, 0.5], "recovery": {"steps": 6}}
-PRUNED = {"sparsities": [0.2, 0.4, 0.6], "scorer": "pruned"}
+PRUNED = {"sparsities": [0.2, 0.4, 0.6], "scorer": "pruned", "examples": 90}
 
 
 @pytest.mark.parametrize(

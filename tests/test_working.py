@@ -23,7 +23,7 @@ from autodisc.search.sharing import WORKER, SharedStudy
 from autodisc.working import portable, work
 
 NAME = "study-mine"
-QUICK = {"heartbeat_s": 1, "recovery": {"steps": 2}}
+QUICK = {"heartbeat_s": 1, "recovery": {"steps": 2}, "examples": 50}
 
 
 def opened(out: Path) -> optuna.Study:

@@ -28,7 +28,8 @@ from autodisc.reporting.records import plain, write_once
 
 SCHEMA = 2  # 1: units were ranked otherwise, and the student had no phase of its own
 SHARED = "shared"
-NOT_COUNTED = ("set-up", "final evaluation")  # stages that measure, or that a cell repeats only because it stands alone
+# Stages that measure for the report alone, or that a cell repeats only because it stands alone.
+NOT_COUNTED = ("set-up", "teacher metric", "final evaluation")
 # Settings that change no result, or that the teacher's and the data's fingerprints stand for.
 FREE = (
     *("name", "baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs", "search.backend"),
@@ -167,7 +168,7 @@ def read_cell(out: Path, cell: Cell, settings: dict[str, Any]) -> Recorded | Non
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        schema, made_by = values["schema"], values["autodisc"]
+        schema, made_by, searched = values["schema"], values["autodisc"], values["config"]["search"]
     except (OSError, ValueError, KeyError, TypeError):
         raise StudyError(f"{path}: not a cell's record; remove the file, and it is computed again") from None
     if (schema, made_by) != (SCHEMA, version()):
@@ -180,7 +181,8 @@ def read_cell(out: Path, cell: Cell, settings: dict[str, Any]) -> Recorded | Non
         free = (*FREE, *OF_SEARCHES, *OF_STUDENTS)
     elif cell.kind == "direct" or cell.kind.startswith("assistant-"):
         free = (*FREE, *OF_SEARCHES)
-    try:  # settings that came later have their defaults
+    searched.setdefault("examples", "all")  # as they were, when there was no such setting
+    try:  # other settings that came later have their defaults
         written = make_config(values["config"]).model_dump(mode="json")
     except ConfigError:
         written = values["config"]

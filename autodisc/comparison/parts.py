@@ -1,4 +1,4 @@
-"""What the study would have chosen on a part of validation, from its candidates' recorded predictions.
+"""What the study would have chosen on another part of validation, from its candidates' recorded predictions.
 
 A part is drawn without replacement, the same rows for every candidate, ``DRAWS`` times; metric, floor and standard
 error are the part's own, so that fewer candidates leave the floor there. Recovery costs what it did, trials their part.
@@ -13,6 +13,7 @@ import numpy as np
 from autodisc.comparison.cells import Recorded, Spent
 from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.strategies import Group
+from autodisc.config import scored_examples
 from autodisc.reporting.fidelity import DIRECT, Truth
 from autodisc.search.tradeoff import Score, best
 from autodisc.tasks.metrics import METRICS
@@ -30,6 +31,20 @@ class Part:
     spent: Spent
 
 
+def shares_of(config: ComparisonConfig, group: Group) -> dict[float, str]:
+    """Shares of validation, and what each is called, beside that which the search was of: a tenth, three tenths, what
+    the distillation's budget would give it, all."""
+    cell = group.cells.get(SEARCH)
+    if cell is None or not cell.predicted:
+        return {}
+    total, train = len(cell.labels), cell.values["data"]["examples"]["train"]
+    default = config.search.model_copy(update={"examples": None})
+    budget = scored_examples(default, config.distillation, train=train, validation=total)
+    counts = {*(round(share * total) for share in SHARES), budget, total} - {_seen(cell), 0}
+    named = {count / total: f"{count / total:.0%} of validation" for count in sorted(counts)}
+    return {share: f"{name} (default)" if share == budget / total else name for share, name in named.items()}
+
+
 def on_a_part(
     config: ComparisonConfig, group: Group, truth: Truth, share: float, rng: np.random.Generator
 ) -> Part | None:
@@ -39,14 +54,20 @@ def on_a_part(
         return None
     students = dict(zip(truth.results.names, truth.results.metrics, strict=True))
     regrets = []
-    for _ in range(DRAWS):
+    for _ in range(DRAWS if share < 1 else 1):
         rows = rng.choice(len(cell.labels), size=max(1, round(share * len(cell.labels))), replace=False)
         chosen = best(_scores(cell, group, rows), config.search.lam, config.search.margin)
         name = DIRECT if chosen is None else f"{group.grid[chosen]:g}"
         if name not in students:
             return None
         regrets.append(max(truth.students) - students[name])
-    return Part(float(np.mean(regrets)), cell.spent + cell.stage(TRIALS) * (share - 1))
+    more = share * len(cell.labels) / _seen(cell) - 1
+    return Part(float(np.mean(regrets)), cell.spent + cell.stage(TRIALS) * more)
+
+
+def _seen(cell: Recorded) -> int:
+    """On how many rows the search's trials were scored; predicted are all."""
+    return int(cell.result.get("examples", len(cell.labels)))
 
 
 def _scores(cell: Recorded, group: Group, rows: np.ndarray) -> list[Score]:

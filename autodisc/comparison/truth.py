@@ -11,7 +11,7 @@ import numpy as np
 
 from autodisc.comparison.cells import Spent, assistant
 from autodisc.comparison.config import ComparisonConfig
-from autodisc.comparison.parts import SHARES, on_a_part
+from autodisc.comparison.parts import on_a_part, shares_of
 from autodisc.comparison.strategies import NOTHING, RULE, Group, View, results
 from autodisc.reporting import objectives
 from autodisc.reporting.comparison import DifferenceLine, FrontierLine, TruthLine
@@ -112,7 +112,8 @@ def frontier_of(
             add(line.scorer, searched, regrets, line.intervals["regret"])
         elif line.objective in rules:
             add(line.objective, dict.fromkeys(whole, NOTHING), regrets, line.intervals["regret"])
-    for share in SHARES:
+    named = {share: name for seed in whole for share, name in shares_of(config, by_seed[seed]).items()}
+    for share, part_of in named.items():
         rng = np.random.default_rng(0)
         parts = {
             seed: part
@@ -120,7 +121,7 @@ def frontier_of(
             if (part := on_a_part(config, by_seed[seed], truths[seed], share, rng)) is not None
         }
         spent = {seed: part.spent for seed, part in parts.items()}
-        add(f"recovered, {share:.0%} of validation", spent, {seed: part.regret for seed, part in parts.items()})
+        add(f"recovered, {part_of}", spent, {seed: part.regret for seed, part in parts.items()})
     for name in ("maxidisc", "maxidisc-tpe", DIRECT):
         students = {
             seed: float(by_seed[seed][view.students[0][0]].result["metric"])

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from autodisc import api
@@ -39,6 +40,7 @@ from autodisc.models.checkpoints import load
 from autodisc.models.inference import evaluation_batch, forward, forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
+from autodisc.preparing import scored, scored_rows
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
@@ -127,9 +129,12 @@ def _search(settings: StudyConfig, folder: Path) -> tuple[dict[str, Any], Arrays
 
 
 def _candidates(space: Workspace, opened: Opened) -> tuple[dict[str, float], np.ndarray]:
-    """By sparsity, how far each candidate's outputs are from the teacher's on validation: smooth, and no labels; and
-    what it predicts there (K, N)."""
+    """By sparsity, how far each candidate's outputs are from the teacher's on the rows that trials are scored on
+    (smooth, and without labels); and what it predicts on all of validation (K, N)."""
     split, task, runtime = space.task.validation, space.task, space.workshop.runtime
+    seen = scored(space).task.validation
+    scored_on = np.zeros(len(split), dtype=bool)
+    scored_on[scored_rows(space)] = True
     losses = dict.fromkeys(space.candidates, 0.0)
     said: dict[float, list[np.ndarray]] = {sparsity: [] for sparsity in space.candidates}
     rows = []
@@ -138,13 +143,16 @@ def _candidates(space: Workspace, opened: Opened) -> tuple[dict[str, float], np.
     for batch in batches(split, batch_size=at_once, pad_token_id=task.pad_token_id, generator=None):
         batch = batch.to(runtime.device)
         rows.append(batch.rows)
-        target = forward(space.teacher, batch, runtime=runtime, ledger=None, kind="teacher").float()
+        theirs = torch.from_numpy(scored_on[batch.rows]).to(runtime.device)
+        target = forward(space.teacher, batch, runtime=runtime, ledger=None, kind="teacher").float()[theirs]
         for sparsity, candidate in space.candidates.items():
             with opened(candidate) as model:
                 model.eval()
                 logits = forward(model, batch, runtime=runtime, ledger=None, kind=sparsity).float()
-            loss = prediction_loss(logits, target, batch.labels, temperature=1.0, count=split.labelled)
-            losses[sparsity] += float(loss)
+            if len(target):
+                labels = batch.labels[theirs]
+                loss = prediction_loss(logits[theirs], target, labels, temperature=1.0, count=seen.labelled)
+                losses[sparsity] += float(loss)
             said[sparsity].append(read(logits, batch, split=split, task=task))
     let_go(opened)
     order = np.argsort(np.concatenate(rows))

@@ -24,6 +24,9 @@ def provenance(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     rows.append(("teacher fingerprint", _each(records, lambda values: values["teacher"]["fingerprint"])))
     for split, count in task["examples"].items():
         rows.append((f"{split} examples", str(count)))
+    scored = {r.result["examples"] for r in records if r.kind == "search" and "examples" in r.result}
+    if scored - {task["examples"].get("validation")}:
+        rows.append(("validation examples of a trial", ", ".join(map(str, sorted(scored)))))
     for split in task["fingerprints"]:
         rows.append(
             (f"{split} fingerprint", _each(records, lambda values, s=split: values["task"]["fingerprints"].get(s)))

@@ -102,7 +102,10 @@ def _choice(study: StudySummary) -> str:
 def _way_out(study: StudySummary) -> str:
     if study.scorer == "pruned":
         return "Search with --scorer recovered, or add lower sparsities to the grid."
-    return "Recover for longer (--recovery-steps), add lower sparsities to the grid, or use more validation data."
+    return (
+        "Recover for longer (--recovery-steps), add lower sparsities to the grid, or score on more validation rows"
+        " (search.examples)."
+    )
 
 
 def _reranked(study: StudySummary) -> str:
@@ -228,8 +231,8 @@ def _trial_findings(study: StudySummary) -> list[str]:
     stopped = [row for row in study.trials if row.stopped_at is not None]
     if stopped:
         found.append(
-            f"{units.plural(len(stopped), 'candidate')} stopped early (search.prune) and without a metric on all of"
-            " validation: no λ ranks them."
+            f"{units.plural(len(stopped), 'candidate')} stopped early (search.prune) and without a metric on all"
+            " rows: no λ ranks them."
         )
     failed = [row for row in study.trials if row.failed and row.stopped_at is None]
     if failed:
@@ -253,8 +256,8 @@ def _trial_findings(study: StudySummary) -> list[str]:
     ]
     if near:
         found.append(
-            f"The tradeoff of sparsity {_listed(near)} lies within one standard error of the chosen one's: this"
-            " validation set cannot tell them apart."
+            f"The tradeoff of sparsity {_listed(near)} lies within one standard error of the chosen one's:"
+            " these validation rows cannot tell them apart."
         )
     visited = [row.sparsity for row in study.trials if row.sparsity is not None and not row.failed]
     if len(visited) > 1 and choice.sparsity == max(visited):

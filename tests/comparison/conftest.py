@@ -71,7 +71,7 @@ def computed(config, tmp_path_factory) -> Path:
     return out
 
 
-MORE = {"steps-0": {"scorer": "pruned", "importance": {"refit": False}}}
+MORE = {"steps-0": {"scorer": "pruned", "importance": {"refit": False}}, "half": {"examples": 40}}
 
 
 @pytest.fixture

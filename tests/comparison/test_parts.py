@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from autodisc.comparison.cells import Cell
-from autodisc.comparison.parts import SEARCH, on_a_part
+from autodisc.comparison.cells import Cell, assistant
+from autodisc.comparison.parts import SEARCH, on_a_part, shares_of
 from autodisc.comparison.plan import all_cells, recorded
-from autodisc.comparison.strategies import Group
-from autodisc.comparison.truth import truth_of
+from autodisc.comparison.strategies import Group, View
+from autodisc.comparison.truth import frontier_of, truth_of
 
 
 @pytest.fixture
@@ -41,3 +41,38 @@ def test_without_the_candidates_predictions_nothing_is_said(whole, group, tmp_pa
     bare = replace(group[SEARCH], path=tmp_path / "moved.json")
     without = replace(group, cells={**group.cells, SEARCH: bare})
     assert on_a_part(whole, without, truth_of(group), 0.3, np.random.default_rng(0)) is None
+
+
+def test_a_search_of_a_part_pays_more_for_all(whole, group):
+    search = group[SEARCH]
+    values = {**search.values, "result": {**search.result, "examples": 40}}  # of 80
+    of_half = replace(group, cells={**group.cells, SEARCH: replace(search, values=values)})
+    half, whole_ = (on_a_part(whole, of_half, truth_of(group), share, np.random.default_rng(0)) for share in (0.5, 1.0))
+    assert half.spent.flops == pytest.approx(search.spent.flops)
+    assert whole_.spent.flops == pytest.approx(search.spent.flops + search.stage("trials").flops)
+    assert list(shares_of(whole, of_half).values()) == [
+        "10% of validation",
+        "30% of validation",
+        "100% of validation (default)",
+    ]
+
+
+def test_the_frontier_has_the_part_that_the_budget_allows(whole, group, monkeypatch):
+    assert list(shares_of(whole, group)) == [0.1, 0.3]  # 80 rows: the budget allows all
+    monkeypatch.setattr("autodisc.config.LEAST_SCORED", 40)
+    assert list(shares_of(whole, group).values())[-1] == "50% of validation (default)"
+    lines = frontier_of(whole, [group], [], {"maxidisc": {0: View(((assistant(0.25), 1.0),), group[SEARCH].spent)}})
+    assert {"recovered, 10% of validation", "recovered, 50% of validation (default)"} <= {
+        line.setting for line in lines
+    }
+
+
+def test_a_search_of_a_part_keeps_what_was_predicted_on_all(whole, computed):
+    cells = recorded(whole, all_cells(whole, computed), computed)
+    half, all_ = (cells[Cell("mine", 0, 0.9, f"search-{name}")] for name in ("half", "recovered"))
+    assert (half.result["examples"], half.predictions.shape) == (40, all_.predictions.shape)
+    assert half.stage("trials").flops == pytest.approx(all_.stage("trials").flops / 2, rel=0.15)  # by sentence lengths
+    assert np.array_equal(half.predictions, all_.predictions)
+    losses = np.array([list(cell.result["losses"].values()) for cell in (half, all_)])
+    assert not np.allclose(*losses)
+    assert np.allclose(*losses, rtol=0.5)  # means over rows, of fewer and of all

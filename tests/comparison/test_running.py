@@ -276,9 +276,23 @@ def test_a_record_of_another_version_data_or_settings_is_refused_by_name(whole, 
     assert path.name in message
 
 
-def test_settings_that_change_no_result_may_change(settings, copied, monkeypatch):
-    searches = {"steps-0": {"scorer": "pruned", "importance": {"refit": False}}}
-    values = settings(compare={"searches": searches}, runtime={"threads": 2}, cache={"max_gib": 0.5})
+def test_a_search_of_before_there_were_parts_was_of_all_of_validation(whole, settings, copied, monkeypatch):
+    for path in (copied / "cells").rglob("*.json"):
+        values = json.loads(path.read_text())
+        if values["config"]["search"]["examples"] is None:
+            del values["config"]["search"]["examples"]
+        path.write_text(json.dumps(values))
+    monkeypatch.setattr(running, "compute", None)
+    assert (
+        run(make_comparison(settings(compare={"searches": whole.compare.searches}, search={"examples": "all"})), copied)
+        == 0
+    )
+    with pytest.raises(StudyError, match=r"search\.examples: all -> None"):
+        run(make_comparison(settings(compare={"searches": whole.compare.searches})), copied)
+
+
+def test_settings_that_change_no_result_may_change(whole, settings, copied, monkeypatch):
+    values = settings(compare={"searches": whole.compare.searches}, runtime={"threads": 2}, cache={"max_gib": 0.5})
     monkeypatch.setattr(running, "compute", None)
     assert run(make_comparison(values), copied) == 0
 

@@ -99,7 +99,7 @@ def test_shares_are_of_maxidisc_and_every_comparison_is_paired_and_corrected(who
         other = found.strategy(line.comparison.theirs)
         assert line.comparison.difference == pytest.approx(ours.metric.estimate - other.metric.estimate)
         assert line.p_holm is None or line.p_holm >= line.p
-    assert {line.scorer for line in found.fidelity} == {"recovered", "pruned", "steps-0", "none"}
+    assert {line.scorer for line in found.fidelity} == {"recovered", "pruned", "steps-0", "half", "none"}
     assert [line for line in found.frontier if line.best]
     assert min(line.flops_share for line in found.frontier) == 0.0
 

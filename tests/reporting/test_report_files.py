@@ -171,3 +171,11 @@ def test_two_thousand_trials_are_shown_in_bounded_pictures_and_words(make, tmp_p
     assert all(len(words) < 6000 for words in re.findall(r'aria-label="([^"]*)"', text))
     assert "in the table" in text
     assert all(len(sentence) < 600 for sentence in study.against)
+
+
+def test_a_search_on_a_part_of_validation_says_on_how_many_rows(make, tmp_path):
+    for examples, said in ((200, ["200"]), (408, [])):
+        search = make.search()
+        search["result"]["examples"] = examples
+        rows = write_report([make.write(tmp_path / str(examples), search)], tmp_path / "r.html").studies[0].provenance
+        assert [text for label, text in rows if label == "validation examples of a trial"] == said
