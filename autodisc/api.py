@@ -27,6 +27,7 @@ from autodisc.preparing import (
     FREE,
     FREE_IN_BASELINE,
     FREE_IN_FINETUNING,
+    check_varied,
     default_settings,
     keep_ranking,
     made_of,
@@ -81,6 +82,7 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
             raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
         refuse_another(config, place.folder, FREE_IN_FINETUNING)
         space = open_workspace(config, progress=progress, finetune=True)
+        check_varied(space.task)
         with place.claimed(space) as space:
             finetune_classifier(space.teacher, settings, space.workshop)
             clear_records(out)  # of a run that was stopped while it wrote one
@@ -105,6 +107,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             place.remove()
             return done
         space = open_workspace(config, progress=progress)
+        check_varied(space.task)
         place.refuse_changed(space)
         storage, shared = storage_of(config, out), is_shared(config.search.storage)
         with place.working(space) as space:
@@ -126,7 +129,13 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 publish(study, portable(config))
             keep_ranking(space, out)
             with space.ledger.stage(TEACHER_METRIC):
-                teacher = seen.evaluate(space.teacher, seen.task.validation)["metric"]
+                measured = seen.evaluate(space.teacher, seen.task.validation)
+            teacher = measured["metric"]
+            if teacher - measured["standard_error"] <= measured["floor"]:
+                space.workshop.progress.say(
+                    f"teacher: its {space.task.metric.name} of {teacher:.3f} does not leave the floor of"
+                    f" {measured['floor']:.3f}, so nothing can be learned from it; is it of this task, in these labels?"
+                )
             live = show_search(study, space, out, teacher=teacher, storage=storage)
             with space.ledger.stage(SET_UP):
                 live.refresh()
@@ -174,7 +183,7 @@ def distill(
     if chosen is None:
         raise StudyError(
             f"{study}: no candidate left the floor, so there is no assistant to distil through. Search again with more "
-            "--recovery-steps or larger --sparsities, or distil without: autodisc baseline --strategy direct"
+            "--recovery-steps or lower --sparsities, or distil without: autodisc baseline --strategy direct"
         )
     with disk_errors(study):
         alike = None if new else finished.distilled_alike(config, FREE)
@@ -212,6 +221,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
             place.remove()
             return done
         space = open_workspace(config, progress=progress)
+        check_varied(space.task)
         place.refuse_changed(space)
         with place.working(space) as space:
             take_ranking(space, out)

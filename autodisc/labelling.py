@@ -31,7 +31,7 @@ from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
-from autodisc.tasks.metrics import BINARY, Metric, decode
+from autodisc.tasks.metrics import BINARY, GLUE, Metric, decode
 from autodisc.tasks.sentences import tokenised
 from autodisc.tasks.surveys import surveyed
 from autodisc.workspace import label_names
@@ -158,7 +158,8 @@ def evaluate_file(
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
         raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
-    labels = seen.read_as(classifier.classes, metric)
+    own = GLUE[task.name].label_names if task.name in GLUE else None
+    labels = seen.read_as(classifier.classes, metric, columns.order_of(own, classifier.classes))
     predicted, actual, done = [], [], 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
         for rows in read:
@@ -214,12 +215,16 @@ def _open_onnx(file: Path, runtime: Runtime, max_length: int) -> Classifier:
     try:
         told = json.loads((file.parent / BESIDE).read_text(encoding="utf-8"))
         names = tuple(told["id2label"][str(i)] for i in range(len(told["id2label"])))
-        longest, inputs = int(told["max_length"]), list(told["inputs"])
+        longest, inputs, head = int(told["max_length"]), list(told["inputs"]), told.get("head", "sequence")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(file.parent / "tokenizer.json"), model_max_length=longest, model_input_names=inputs
         )
     except Exception as error:  # tokenizers' errors derive from Exception alone
         raise CheckpointError(f"{file.parent}: {BESIDE} or tokenizer.json is missing or damaged ({error})") from error
+    if head != "sequence":
+        raise ConfigError(
+            f"--model: {file} is ONNX of a {FINE_TUNED[head]}; on words and text give the folder of the torch model"
+        )
     if (set(inputs), len(names)) != (set(model.inputs), model.width):
         raise CheckpointError(
             f"{file.parent}: {BESIDE} is of another file: it has {len(names)} labels and gives {', '.join(inputs)};"
@@ -247,13 +252,13 @@ class _Labels:
         elif str(value) not in self._rows and len(self._rows) < DISTINCT:
             self._rows[str(value)] = row
 
-    def read_as(self, classes: tuple[str, ...] | None, metric: Metric) -> columns.Labels:
-        """How they are read as a model's ``classes``; raises DataError for the first that is none of them."""
+    def read_as(self, classes: tuple[str, ...] | None, metric: Metric, order: tuple[int, ...] | None) -> columns.Labels:
+        """How they are read as a model's ``classes``, integers by ``order``; DataError for the first that is none."""
         if classes is None:
             return columns.Labels(None)
         if metric.name in BINARY and len(classes) != 2:
             raise ConfigError(f"--metric: {metric.name} is for 2 classes, the model has {len(classes)}; take f1_macro")
-        labels = columns.Labels.of_values(set(self._rows), classes, classes)
+        labels = columns.Labels.of_values(set(self._rows), classes, classes, order)
         for value, row in self._rows.items():
             labels.number(value, self.where, row, self.column)
         return labels

@@ -23,6 +23,7 @@ from autodisc.config import (
     scored_examples,
 )
 from autodisc.distillation.schedule import recover, recovery_steps
+from autodisc.errors import DataError
 from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
 from autodisc.leases import once
 from autodisc.models.checkpoints import save_model
@@ -32,6 +33,7 @@ from autodisc.search.evaluation import Opened
 from autodisc.search.patience import MISSED
 from autodisc.search.scorers import Slices
 from autodisc.search.students import fingerprint, known_student, run_students, students
+from autodisc.tasks.data import Task
 from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
 
 # Settings that may change between calls.
@@ -101,6 +103,17 @@ def with_student(space: Workspace, out: Path) -> Workspace:
             student = run_students(name, storage, made_of, uses, budget)
     space.extra["student"] = student
     return replace(space, config=config.with_student(student.sparsity))
+
+
+def check_varied(task: Task) -> None:
+    """Raise DataError where all labels of train or validation are one: nothing can be learned, or measured."""
+    for split in (task.train, task.validation):
+        if task.kind in ("classification", "regression") and np.ptp(split.labels) == 0:
+            value = split.labels[0] if task.label_names is None else f"'{task.label_names[int(split.labels[0])]}'"
+            raise DataError(
+                f"{split.name}: all {len(split)} labels are {value}, so no model does better than one that says nothing"
+                " else; give rows of other labels too"
+            )
 
 
 def scored_rows(space: Workspace) -> np.ndarray:

@@ -49,6 +49,7 @@ from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP, TEACHER_METRIC = "set-up", "teacher metric"  # stages
 RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
+TEXT_TO_TOKENS = ("normalizer", "pre_tokenizer", "post_processor")  # of a tokenizer, beside its vocabulary
 HEADS: dict[Kind, Head] = {  # what a model needs to learn a kind of task
     "classification": "sequence",
     "regression": "sequence",
@@ -235,9 +236,10 @@ class Workspace:
             if not is_spread(model):
                 model.to(runtime.device)  # type: ignore[arg-type]
         rows = []
+        words = min(getattr(model.config, "vocab_size", 0) for model in models.values()) or None
         with self.workshop.progress.stage("timing", None), keeps_no_graph(self.teacher), runtime.autocast():
             for batch, length in CARD_SHAPES:
-                inputs = random_inputs(self.teacher, batch, length, runtime.device)
+                inputs = random_inputs(self.teacher, batch, length, runtime.device, words=words)
                 works = {role: partial(_call, model, inputs) for role, model in models.items()}
                 timed = take_turns(works, turns=3, turn_s=0.2, settle=settle_on(runtime.device))
                 count = torch.get_num_threads()
@@ -263,7 +265,7 @@ def open_workspace(
     name = config.teacher.model
     head = HEADS[find_kind(config.task)]
     with ledger.stage(SET_UP), progress.stage(SET_UP, None):
-        tokenizer = load_tokenizer(name)
+        tokenizer = load_tokenizer(name, words=finetune and head == "token")
         labels = None if finetune else _known(config, head)
         task = load_task(
             config.task, tokenizer, seed=runtime.seed, cache_dir=cache / "data", label_names=labels, progress=progress
@@ -324,6 +326,10 @@ def check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
         )
 
 
+def _part_of(tokenizer: PreTrainedTokenizerBase, part: str) -> Any:
+    return json.loads(tokenizer.backend_tokenizer.to_str())[part] if tokenizer.is_fast else None
+
+
 def _other_student(
     name: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> OtherStudent:
@@ -333,6 +339,11 @@ def _other_student(
             f"student_model: {name} has another vocabulary than the teacher, so their tokens cannot be compared; "
             "give a model that was pretrained with the teacher's tokenizer"
         )
+    if apart := [part for part in TEXT_TO_TOKENS if _part_of(own, part) != _part_of(tokenizer, part)]:
+        raise ModelError(
+            f"student_model: {name} makes other tokens of a text than the teacher ({', '.join(apart)} differ), with"
+            " whose it would be trained; give a model with the teacher's tokenizer"
+        )
     head = own_head(teacher)
     with seeded(runtime.seed):
         model = load_model(name, head=head, num_labels=None if head == "causal" else teacher.config.num_labels)
@@ -340,6 +351,11 @@ def _other_student(
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
         raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
+    if head == "causal" and words < teacher.config.vocab_size:
+        raise ModelError(
+            f"student_model: {name} has logits of {words} tokens, the teacher of {teacher.config.vocab_size}; give one"
+            " with as many"
+        )
     scale = encoder_parameters(model) / encoder_parameters(teacher)
     if not 0 < scale < 1:
         raise ModelError(

@@ -15,8 +15,9 @@ from autodisc import api, exporting, preparing
 from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, ConfigError, DataError, ModelError, StudyError
 from autodisc.finished import open_finished
-from autodisc.models.checkpoints import save_model
+from autodisc.models.checkpoints import load_model, save_model
 from autodisc.reporting.records import read_records
+from autodisc.reporting.report import write_report
 from autodisc.workspace import open_workspace
 
 
@@ -413,3 +414,43 @@ def test_a_full_disk_while_distilling_leaves_no_half_student(study, monkeypatch)
     one_line(caught)
     assert [record.kind for record in read_records([study])] == ["search"]
     assert autodisc.load(api.distill(study)["student"]["path"])
+
+
+def only(furnished: Path, folder: Path, split: str, label: int) -> Path:
+    """The furnished data, of one split the rows of one label alone."""
+    shutil.copytree(furnished / "data", folder)
+    lines = (folder / f"{split}.csv").read_text().splitlines()
+    (folder / f"{split}.csv").write_text(
+        "\n".join([lines[0], *(x for x in lines[1:] if x.endswith(str(label)))]) + "\n"
+    )
+    return folder
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_labels_that_are_all_one_are_refused_before_anything_is_computed(config, furnished, tmp_path, split):
+    data = only(furnished, tmp_path / "data", split, 1)
+    settings = config(task={"name": "mine", "metric": "accuracy", "data": str(data)})
+    for call in (
+        lambda: api.search(settings, tmp_path / "s"),
+        lambda: api.baseline(settings, "direct", tmp_path / "s"),
+    ):
+        with pytest.raises(DataError, match=f"^{split}: all [0-9]+ labels are '1', so no model does better") as caught:
+            call()
+        one_line(caught)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_teacher_at_the_floor_is_said_by_search_and_report(
+    config, furnished, tmp_path, make_listener, word_tokenizer
+):
+    model = load_model(furnished / "teacher")
+    with torch.no_grad():
+        model.classifier.bias += torch.tensor([100.0, 0.0])  # it says one class alone
+    save_model(model, word_tokenizer, tmp_path / "teacher")
+    listener = make_listener()
+    settings = config(teacher={"model": str(tmp_path / "teacher")}, search={"scorer": "pruned", "sparsities": [0.5]})
+    assert api.search(settings, tmp_path / "s", progress=listener)["best"] is None
+    said = "teacher: its accuracy of 0.500 does not leave the floor of 0.500, so nothing can be learned from it"
+    assert any(line.startswith(said) for line in listener.said)
+    write_report([tmp_path / "s"], tmp_path / "r.html")
+    assert "The teacher, with 0.500, does not leave it either" in (tmp_path / "r.md").read_text()

@@ -94,7 +94,8 @@ class TeacherCache:
         self._name = f"{STAGE} {key[:8]}"  # in the ledger's decisions
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free
-        if needed > max_gib * 2**30 or needed > free / 2:
+        there = sum(512 * file.stat().st_blocks for file in (folder / key).glob("*"))
+        if needed > max_gib * 2**30 or needed - there > free / 2:
             self._recompute(
                 f"teacher outputs would take {needed / 2**30:.1f} GiB (limit {max_gib:g}, free {free / 2**30:.1f})"
             )
@@ -182,7 +183,7 @@ class TeacherCache:
                 self.ledger.count(self._kind, batch.padded_tokens),
             ):
                 out = self.teacher(**batch.inputs, output_hidden_states=bool(self.depths))
-            states = [out.hidden_states[depth].clamp(-LARGEST, LARGEST).half().float() for depth in self.depths]
+            states = [out.hidden_states[depth].float().clamp(-LARGEST, LARGEST).half().float() for depth in self.depths]
             padding = batch.inputs["attention_mask"] == 0
             hidden = torch.stack(states, dim=2).index_put_((padding,), states[0].new_zeros(())) if states else None
             _wait(self.runtime.device)

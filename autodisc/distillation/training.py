@@ -97,7 +97,7 @@ def train(
     After a loss that is not finite it returns to the last state with half the learning rate, twice; then it raises
     DivergedError.
     """
-    accelerator = Accelerator(cpu=runtime.device.type == "cpu")
+    accelerator = Accelerator(cpu=runtime.device.type == "cpu", mixed_precision="no")  # autocast is the runtime's
     with sharded(model, accelerator, asked=launching.shards()) as shards:
         return _train(
             model,

@@ -12,6 +12,7 @@ import copy
 import hashlib
 import importlib.util
 import io
+import json
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     AutoConfig,
     AutoTokenizer,
@@ -60,6 +62,11 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
+# Of a configuration, what decides no answer: names, and how it was saved or is run.
+SAY_NOTHING = {
+    *("transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "autodisc", "quantization_config"),
+    *("id2label", "label2id", "problem_type", "finetuning_task", "use_cache", "return_dict", "gradient_checkpointing"),
+}
 # A layout is of a family that transformers has the code of; what a folder brings along is never run, nor asked about.
 SAFE = {"trust_remote_code": False}
 
@@ -89,6 +96,8 @@ def load_model(
     if verify and not of_gguf:  # before the config's values are given to anybody
         with _explained(name):
             verify_model(name)
+    if (Path(where) / "adapter_config.json").is_file():
+        raise CheckpointError(f"{name}: holds an adapter beside the weights; merge it into them first")
     config = load_model_config(name)
     heads = layout_of(config).heads
     found = head_of(config) or ("causal" if of_gguf else heads[0])
@@ -128,6 +137,17 @@ def load_model(
                     raise
                 raise another from error
     model, report = loaded
+    prefix = f"{model.base_model_prefix}."
+    more = [
+        key
+        for key in sorted(map(str, report["unexpected_keys"]))
+        if key.startswith(prefix) and key.endswith(".weight") and ".pooler." not in key
+    ]
+    if more:
+        raise CheckpointError(
+            f"{name}: the weights hold {', '.join(more[:3])}, which a {config.model_type} of this config has no place"
+            " for; give the config that it was trained with, or another version of transformers"
+        )
     fresh = sorted(str(key) for key in report["missing_keys"])
     # A pooler, like a head, is new where a model was pretrained without one; nothing else of the body may be.
     body = [key for key in fresh if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
@@ -163,10 +183,11 @@ def load_model_config(name: str | Path) -> PretrainedConfig:
         return AutoConfig.from_pretrained(where, **of_gguf, **SAFE)
 
 
-def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str | Path, *, words: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another.
 
-    A decoder's often has no token to pad with: then it is the one that ends a text, which masks hide alike.
+    A decoder's often has no token to pad with: then it is the one that ends a text, which masks hide alike. For
+    ``words`` that come one by one, a byte-level one is made to put a space before each, as texts have.
     """
     name = resolve(name)
     where, of_gguf = _opened_by(name)
@@ -176,12 +197,15 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
+    if words and isinstance(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", None), ByteLevel):
+        tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # what is saved says so
     return tokenizer
 
 
 def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """A decoder's classifier finds where a text ends by the padding token, which its config may not name."""
-    if own_head(model) == "sequence" and model.config.pad_token_id is None:
+    """A decoder's classifier finds where a text ends by its config's padding token, which must be the batches'."""
+    if own_head(model) == "sequence" and "causal" in layout_of(model.config).heads:
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
@@ -264,7 +288,7 @@ def _replace(path: Path, partial: Path, former: Path) -> None:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits that change with any weight or kept unit."""
+    """16 hex digits that change with any weight, kept unit or setting that decides what a model answers."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in state_of(model):
         digest.update(name.encode())
@@ -272,6 +296,9 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     pruned = getattr(model.config, "autodisc", None) is not None
     digest.update(repr(Kept.of(model.config) if pruned else None).encode())
+    settings = model.config.to_diff_dict()  # without what a later transformers adds as a default
+    answers = {name: value for name, value in settings.items() if name not in SAY_NOTHING and name[0] != "_"}
+    digest.update(json.dumps(answers, sort_keys=True, default=str).encode())
     return digest.hexdigest()
 
 

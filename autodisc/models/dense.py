@@ -55,6 +55,8 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
         raise ModelError(f"model: is no plain {config.model_type} ({' '.join(str(error).split())[:160]})") from None
     if strange := [*(name for name in missing if name.rpartition(".")[0] not in done), *more]:
         raise ModelError(f"model: is no plain {config.model_type} ({', '.join(strange[:3])}); nothing to open it by")
+    if getattr(model, "generation_config", None) is not None:  # which has a file of its own
+        dense.generation_config = copy.deepcopy(model.generation_config)
     return dense.to(model.device).train(model.training)  # type: ignore[arg-type]
 
 

@@ -185,16 +185,23 @@ def longest_input(model: PreTrainedModel) -> int | None:
 
 
 def random_inputs(
-    model: PreTrainedModel, batch: int, length: int, device: torch.device, *, seed: int = 0
+    model: PreTrainedModel,
+    batch: int,
+    length: int,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    words: int | None = None,
 ) -> dict[str, torch.Tensor]:
-    """(B, T) of random tokens, none padded; their types too, where a model has several. Or B images."""
+    """(B, T) of random tokens (of the first ``words``), none padded; their types too, where a model has several. Or B
+    images."""
     generator = torch.Generator().manual_seed(seed)
     if model.main_input_name == "pixel_values":
         size = model.config.image_size
         return {
             "pixel_values": torch.randn(batch, model.config.num_channels, size, size, generator=generator).to(device)
         }
-    ids = torch.randint(0, model.config.vocab_size, (batch, length), generator=generator).to(device)
+    ids = torch.randint(0, words or model.config.vocab_size, (batch, length), generator=generator).to(device)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(model.config, "type_vocab_size", 0) > 1:
         inputs["token_type_ids"] = torch.zeros_like(ids)

@@ -270,6 +270,8 @@ def adopt(model: PreTrainedModel) -> Pruned:
         made = pruned_class(*PRUNED[type(model).__name__])(copy.deepcopy(model.config))
     made.load_state_dict(model.state_dict(), strict=True, assign=True)
     made.tie_weights()
+    if getattr(model, "generation_config", None) is not None:  # which has a file of its own
+        made.generation_config = copy.deepcopy(model.generation_config)
     return made
 
 

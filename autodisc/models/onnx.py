@@ -29,6 +29,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
+from autodisc.models.checkpoints import own_head
 from autodisc.models.written import INPUTS, Whole, Written, can_be_written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
@@ -99,12 +100,13 @@ def write_beside(
     if backend is None:
         raise ModelError("onnx: this tokenizer has no tokenizer.json; save it as a fast tokenizer first")
     longest = min(max_length, tokenizer.model_max_length)
-    backend.enable_truncation(longest)
+    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
     backend.enable_padding(pad_id=int(tokenizer.pad_token_id), pad_token=str(tokenizer.pad_token))
     names: Any = model.config.id2label
     values = {
         "inputs": [name for name in INPUTS if name in inputs],
         "max_length": longest,
+        "head": own_head(model),
         "id2label": {str(i): names[i] for i in range(len(names))},
     }
     folder.mkdir(parents=True, exist_ok=True)

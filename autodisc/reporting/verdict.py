@@ -100,6 +100,16 @@ def _choice(study: StudySummary) -> str:
 
 
 def _way_out(study: StudySummary) -> str:
+    teacher = study.strategy("teacher")
+    if (
+        teacher is not None
+        and teacher.validation_metric is not None
+        and teacher.validation_metric <= (study.floor or 0)
+    ):
+        return (
+            f"The teacher, with {units.fixed(teacher.validation_metric)}, does not leave it either: nothing can be"
+            " learned from it. Is it of this task, and are the labels in its order?"
+        )
     if study.scorer == "pruned":
         return "Search with --scorer recovered, or add lower sparsities to the grid."
     return (

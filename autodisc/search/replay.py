@@ -17,7 +17,7 @@ def replay_tpe(values: Mapping[float, float], *, trials: int, seed: int) -> list
     A point that is suggested again is told again, at no cost: a study would look it up.
     """
     points = sorted(values)
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=RANDOM_FIRST)
+    sampler = optuna.samplers.TPESampler(seed=seed % 2**32, n_startup_trials=RANDOM_FIRST)
     visited: list[float] = []
     with quiet_optuna():
         study = optuna.create_study(direction="maximize", sampler=sampler)

@@ -1,7 +1,8 @@
 """Which columns are text and label, and what a label means as a number.
 
-A label that is one of the known names is that class; otherwise an integer is a class id. Every complaint names
-the split, the row (the first is 1, a header not counted), the value and the way out.
+A label that is one of the known names is that class; otherwise an integer is a class id: the data set's own, where it
+names its classes and the teacher has the same names, else the teacher's. Every complaint names the split, the row (the
+first is 1, a header not counted), the value and the way out.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ import numpy as np
 
 from autodisc.config import TaskConfig
 from autodisc.errors import ConfigError, DataError
+from autodisc.progress import Progress
 from autodisc.tasks.metrics import BINARY, GLUE, Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 _INTEGER = re.compile(r"[+-]?\d+")
+_NO_NAME = re.compile(r"(label[ _-]?)?\d+", re.IGNORECASE)  # what a model calls classes that nobody has named
 _DECIMAL = re.compile(r"[+-]?(\d+\.\d*|\.\d+|\d+[eE][+-]?\d+)([eE][+-]?\d+)?")
 SHOWN = 12  # known labels in a message
+LARGEST = float(np.finfo(np.float32).max)
 AT_ONCE = 1000  # rows that are Python objects at a time
 
 
@@ -71,27 +75,47 @@ def content_hashes(texts: Iterable[Sequence[str]]) -> np.ndarray:
 
 
 class Labels:
-    """The numbers that a task's labels stand for: class ids, or the values of a regression."""
+    """The numbers that a task's labels stand for: class ids, or the values of a regression.
 
-    def __init__(self, names: tuple[str, ...] | None, by_name: bool = True) -> None:
+    ``order`` holds for each integer the class that it is; without it an integer is itself.
+    """
+
+    def __init__(
+        self, names: tuple[str, ...] | None, by_name: bool = True, order: tuple[int, ...] | None = None
+    ) -> None:
         self.names = names
         self._ids = {name: i for i, name in enumerate(names or ())} if by_name else {}
+        self._order = tuple(range(len(names or ()))) if order is None else order
 
     @classmethod
-    def of(cls, train: Dataset, config: TaskConfig, metric: Metric, known: tuple[str, ...] | None) -> Labels:
+    def of(
+        cls, train: Dataset, config: TaskConfig, metric: Metric, known: tuple[str, ...] | None, progress: Progress
+    ) -> Labels:
         """The labels of a task from its train split; ``known`` are the teacher's classes, in its order."""
         if metric.kind == "regression":
             return cls(None)
         values = set()
         for i, value in enumerate(cells(train, config.label), 1):
             filled(value, "train", i, config.label)
-            if isinstance(value, float) or _DECIMAL.fullmatch(str(value)):
+            value = _plain(value)
+            if str(value) not in (known or ()) and (isinstance(value, float) or _DECIMAL.fullmatch(str(value))):
                 raise DataError(
                     f"train row {i}: label {value!r} is a decimal, but {metric.name} needs classes; "
                     "for a regression take --metric pearson_spearman"
                 )
             values.add(str(value))
-        labels = cls.of_values(values, known or (GLUE[config.name].label_names if config.name in GLUE else None), known)
+        own = class_names(train, config)
+        order = order_of(own, known)
+        labels = cls.of_values(values, known or own, known, order)
+        if own is not None and known is not None and not labels.by_name:
+            said = ", ".join(f"{i} is {own[i]}" for i in range(min(len(own), SHOWN)))
+            if order is not None and order != tuple(range(len(order))):
+                progress.say(f"labels: the data set's {said}; the teacher has them in another order, which is heeded")
+            elif order is None and not all(map(_NO_NAME.fullmatch, known)):
+                progress.say(
+                    f"labels: the data set's {said}; the teacher has other names ({', '.join(known[:SHOWN])}), and"
+                    " its classes are taken to be in the same order"
+                )
         if metric.name in BINARY and len(labels.names or ()) != 2:
             raise ConfigError(
                 f"task.metric: {metric.name} is for 2 classes, the labels have {len(labels.names or ())}; take f1_macro"
@@ -99,18 +123,28 @@ class Labels:
         return labels
 
     @classmethod
-    def of_values(cls, values: set[str], names: tuple[str, ...] | None, known: tuple[str, ...] | None) -> Labels:
+    def of_values(
+        cls,
+        values: set[str],
+        names: tuple[str, ...] | None,
+        known: tuple[str, ...] | None,
+        order: tuple[int, ...] | None = None,
+    ) -> Labels:
         """``values`` are all that occur, ``names`` what they may be called, ``known`` the teacher's classes, if any."""
         integers = all(_INTEGER.fullmatch(value) for value in values)
         if names is not None and values <= set(names):
             return cls(names)
         if names is not None and integers and (known or all(0 <= int(v) < len(names) for v in values)):
-            return cls(names, by_name=False)
+            return cls(names, by_name=False, order=order)
         if known is not None:
             return cls(known)  # and the first row that is none of them is reported
         if integers:
             return cls(tuple(sorted(values, key=int)))
         return cls(tuple(sorted(values)))
+
+    @property
+    def by_name(self) -> bool:
+        return bool(self._ids)
 
     def read(self, rows: Dataset, split: str, column: str) -> np.ndarray:
         """The labels of a split (N,): int64 class ids, or float32."""
@@ -123,15 +157,41 @@ class Labels:
         return _number(value, where, row) if self.names is None else self._id(value, where, row)
 
     def _id(self, value: Any, split: str, row: int) -> int:
-        names, text = self.names or (), str(value)
+        names, text = self.names or (), str(_plain(value))
         if self._ids:
             if text in self._ids:
                 return self._ids[text]
-        elif _INTEGER.fullmatch(text) and 0 <= int(text) < len(names):
-            return int(text)
-        known = [f"{name} (or {i})" for i, name in enumerate(names)] if not self._ids else list(names)
+        elif _INTEGER.fullmatch(text) and 0 <= int(text) < len(self._order):
+            return self._order[int(text)]
+        known = [f"{names[c]} (or {i})" for i, c in enumerate(self._order)] if not self._ids else list(names)
         shown = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
         raise DataError(f"{split} row {row}: unknown label '{text}'; known: {shown}")
+
+
+def class_names(rows: Dataset, config: TaskConfig) -> tuple[str, ...] | None:
+    """What the data set itself calls the classes that it holds as numbers: GLUE's, or a hub's ``ClassLabel``."""
+    named = tuple(getattr(rows.features[config.label], "names", None) or ())
+    return named or (GLUE[config.name].label_names if config.name in GLUE else None)
+
+
+def order_of(own: tuple[str, ...] | None, known: tuple[str, ...] | None) -> tuple[int, ...] | None:
+    """For each of a data set's classes the teacher's of that name, whatever its case; None where names do not tell."""
+    if own is None or known is None:
+        return None
+    theirs = [_bare(name) for name in known]
+    mine = [_bare(name) for name in own]
+    if sorted(mine) != sorted(theirs) or len(set(mine)) < len(mine):
+        return None
+    return tuple(theirs.index(name) for name in mine)
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name.casefold())
+
+
+def _plain(value: Any) -> Any:
+    """A class id that a file of floats holds, as the integer that it is."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def cells(rows: Dataset, column: str) -> Iterator[Any]:
@@ -170,6 +230,6 @@ def _number(value: Any, split: str, row: int) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
+    if not abs(number) <= LARGEST:
         raise DataError(f"{split} row {row}: label {value!r} is no finite number; a regression needs one in every row")
     return number

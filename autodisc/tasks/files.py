@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, get_args
 
 from autodisc.errors import ConfigError, DataError
-from autodisc.tasks.sources import FORMATS, csv_names
+from autodisc.tasks.formats import check_names, csv_rows
+from autodisc.tasks.sources import FORMATS
 
 if TYPE_CHECKING:
     from pyarrow import Schema
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 Format = Literal["csv", "jsonl", "parquet"]
 AT_ONCE = 4096  # rows; in batches of 64 by length 5 % (mrpc) and 6 % (sst2) is padding, of 1,024 rows 8 % and 15 %
-LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's limit of 131,072 is for the whole process
 
 
 def format_of(path: Path, option: str) -> Format:
@@ -129,33 +129,10 @@ def _opened(path: Path | None) -> Iterator[BinaryIO]:
 def _rows(file: BinaryIO, path: Path | None) -> Iterator[Row]:
     kind = "jsonl" if path is None else format_of(path, "--file")
     if kind == "csv":
-        return _csv_rows(file, str(path))
+        return csv_rows(file, str(path))
     if kind == "parquet":
         return _parquet_rows(file, str(path))
     return _json_rows(file, name_of(path))
-
-
-def _csv_rows(file: BinaryIO, name: str) -> Iterator[Row]:
-    import io
-
-    csv.field_size_limit(LONGEST_CELL)
-    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.reader(lines, strict=True)  # else the rest of a file that ends inside quotes would be one cell
-    ended = 0  # the line on which the last row ended
-    try:
-        names = csv_names(next(reader))
-        _check_names(names, name)
-        ended = reader.line_num
-        for cells in reader:
-            if len(cells) == len(names):
-                yield dict(zip(names, cells, strict=True))
-            elif cells:  # an empty line is no row
-                raise DataError(f"{name} line {ended + 1}: {len(cells)} cells, but {len(names)} columns")
-            ended = reader.line_num
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{name} line {ended + 1}: cannot be read as csv ({error})") from None
-    finally:
-        lines.detach()  # the file is its opener's to close
 
 
 def _json_rows(file: BinaryIO, name: str) -> Iterator[Row]:
@@ -184,17 +161,11 @@ def _parquet_rows(file: BinaryIO, name: str) -> Iterator[Row]:
     try:
         # Not pre-buffered: a file of one row group, as pandas writes it, would lie in memory whole.
         table = pq.ParquetFile(file, pre_buffer=False, buffer_size=1 << 20)
-        _check_names(table.schema_arrow.names, name)
+        check_names(table.schema_arrow.names, name)
         for batch in table.iter_batches(batch_size=AT_ONCE):
             yield from batch.to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{name}: cannot be read as parquet ({' '.join(str(error).split())})") from None
-
-
-def _check_names(names: Sequence[str], where: str) -> None:
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise DataError(f"{where}: column '{twice}' stands twice; rename one of them")
 
 
 class Writer(Protocol):

@@ -1,10 +1,49 @@
-"""Files of lines: CoNLL, a word and its tag a line, and plain text. Each is read as the columns that rows have."""
+"""Files of lines: CSV, CoNLL, a word and its tag a line, and plain text."""
 
 from __future__ import annotations
 
+import csv
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from autodisc.errors import DataError
+
+LONGEST_CELL = 2**31 - 1  # characters of a CSV cell; Python's limit of 131,072 is for the whole process
+
+
+def csv_rows(file: BinaryIO, name: str) -> Iterator[dict[str, Any]]:
+    """Rows one by one, a cell the text that it is; DataError where one has not as many cells as there are columns."""
+    csv.field_size_limit(LONGEST_CELL)
+    lines = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+    reader = csv.reader(lines, strict=True)  # else the rest of a file that ends inside quotes would be one cell
+    ended = 0  # the line on which the last row ended
+    try:
+        names = csv_names(next(reader))
+        check_names(names, name)
+        ended = reader.line_num
+        for cells in reader:
+            if len(cells) == len(names):
+                yield dict(zip(names, cells, strict=True))
+            elif cells:  # an empty line is no row
+                raise DataError(f"{name} line {ended + 1}: {len(cells)} cells, but {len(names)} columns")
+            ended = reader.line_num
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"{name} line {ended + 1}: cannot be read as csv ({error})") from None
+    finally:
+        lines.detach()  # the file is its opener's to close
+
+
+def csv_names(header: list[str]) -> list[str]:
+    """The columns that a CSV file's first line names."""
+    return [name or f"Unnamed: {i}" for i, name in enumerate(header)]
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise DataError(f"{where}: column '{twice}' stands twice; rename one of them")
 
 
 def read_conll(path: Path, *, tagged: bool = True) -> dict[str, list[list[str]]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from autodisc.config import TaskConfig
 from autodisc.tasks import columns
+from autodisc.tasks.metrics import BINARY, GLUE
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.splits import Split, make_split
 from autodisc.tasks.tokenising import encode_texts, features, tokenise
@@ -16,6 +17,9 @@ from autodisc.tasks.tokenising import encode_texts, features, tokenise
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+FAR = 10.0  # from 0, in standard deviations, or a standard deviation from 1: labels that an output hardly reaches
 
 
 class Sentences(Rows):
@@ -27,7 +31,13 @@ class Sentences(Rows):
         self.texts = columns.text_columns(self.config, raw["train"].column_names)
         for name, rows in raw.items():
             columns.check_columns(rows.column_names, name, self.texts, self.config.label)
-        self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known)
+        self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known, self.progress)
+        names = self.labels.names or ()
+        if self.metric.name in BINARY and self.config.name not in GLUE and names != ("0", "1") and self.labels.by_name:
+            self.progress.say(
+                f"{self.metric.name}: of class '{names[1]}', the second; where the other is meant, write labels as 0"
+                " and 1, with 1 for it"
+            )
         return self.labels.names
 
     @property
@@ -55,6 +65,8 @@ class Sentences(Rows):
             cache_dir=self.cache_dir,
             progress=self.progress,
         )
+        if self.labels.names is None and name == "train":
+            self._tell_scale(labels)
         split = make_split(name, tokens, labels)
         if full := int((split.lengths >= self.longest).sum()):
             self.progress.say(
@@ -62,6 +74,14 @@ class Sentences(Rows):
                 " --max-length is more"
             )
         return split
+
+    def _tell_scale(self, labels: np.ndarray) -> None:
+        mean, deviation = float(labels.mean(dtype=np.float64)), float(labels.std(dtype=np.float64))
+        if abs(mean) > FAR * max(deviation, 1.0) or deviation > FAR:
+            self.progress.say(
+                f"labels: mean {mean:.4g}, standard deviation {deviation:.4g}; a model learns values around 0 and 1 far"
+                " better. Write (label - mean) / deviation in all files: no correlation changes"
+            )
 
 
 def tokenised(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:

@@ -6,7 +6,6 @@ Everything is read through `datasets`, so that it is memory-mapped and read once
 from __future__ import annotations
 
 import contextlib
-import csv
 import difflib
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from autodisc.errors import DataError
 from autodisc.files import disk_error
 from autodisc.progress import Progress
 from autodisc.tasks import docstrings
-from autodisc.tasks.formats import read_conll, read_text
+from autodisc.tasks.formats import csv_rows, read_conll, read_text
 from autodisc.tasks.metrics import GLUE
 
 if TYPE_CHECKING:
@@ -115,16 +114,18 @@ def read_file(path: Path, split: str, cache_dir: Path) -> Dataset:
     }
 
     def read() -> Dataset:
-        options = _csv_options(path) if suffix == ".csv" else {}
         return readers[suffix](str(path), split=datasets.NamedSplit(split), cache_dir=str(cache_dir), **options)
 
     try:
+        options = _csv_options(path, split) if suffix == ".csv" else {}
         try:
             rows = read()
         except Exception:
             if not _drop_damaged(cache_dir):
                 raise
             rows = read()
+    except DataError:
+        raise
     except Exception as error:  # parsers of three formats, each with errors of its own
         failed = disk_error(error)
         if failed is not None and failed.filename != str(path):  # what is read lies fine; its copy found no place
@@ -155,19 +156,19 @@ def _drop_damaged(cache_dir: Path) -> bool:
     return found
 
 
-def _csv_options(path: Path) -> dict[str, Any]:
-    """Every cell as the text it is: pandas would read the sentence "NA" as missing and guess types by chunk."""
+def _csv_options(path: Path, split: str) -> dict[str, Any]:
+    """Every cell as the text it is: pandas would read the sentence "NA" as missing, guess types by chunk, and move the
+    cells of a row that has too many; DataError for what `predict` would not read either."""
     import datasets
 
-    with path.open(encoding="utf-8-sig", newline="") as file:  # a byte order mark is not part of a name
-        names = csv_names(next(csv.reader(file)))
+    names: list[str] = []
+    with path.open("rb") as file:
+        for row in csv_rows(file, str(path)):
+            names = list(row)
+    if not names:
+        raise DataError(f"{path}: the {split} split is empty; expected at least one row")
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"features": features, "keep_default_na": False, "encoding": "utf-8-sig"}
-
-
-def csv_names(header: list[str]) -> list[str]:
-    """The columns that a CSV file's first line names."""
-    return [name or f"Unnamed: {i}" for i, name in enumerate(header)]
 
 
 def _read_hub(task: str, data: str, part: str | None, cache_dir: Path) -> dict[str, Dataset]:

@@ -63,15 +63,23 @@ class Words(Rows):
             self.at[name] = words, tags
         self.entities = self.metric.name == "entity_f1"
         self.begun = 0
-        self.names = known or self._found(*next(iter(raw.items())))
+        self.names = known or self._found(raw)
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
 
-    def _found(self, name: str, rows: Dataset) -> tuple[str, ...]:
-        """The tags of the first split: as the data set names its classes, else O first, then by type."""
-        if named := _class_names(rows, self.at[name][1]):
+    def _found(self, raw: Mapping[str, Dataset]) -> tuple[str, ...]:
+        """The tags of the first split: as the data set names its classes, else O first, then by type.
+
+        An entity that is of one word there may have more elsewhere: then the other tag of its type is one too.
+        """
+        first, *others = raw
+        if named := _class_names(raw[first], self.at[first][1]):
             return named
-        found = {tag for _, tags in self._sentences(rows, name) for tag in tags}
+        found = {tag for _, tags in self._sentences(raw[first], first) for tag in tags}
+        if self.entities:
+            types = {tag[2:] for tag in found}
+            elsewhere = {tag for name in others for _, tags in self._sentences(raw[name], name) for tag in tags}
+            found |= {tag for tag in elsewhere if tag[2:] in types}
         return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag.partition("-")[::-1])))
 
     @property

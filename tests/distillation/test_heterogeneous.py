@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,20 @@ def test_another_vocabulary_is_refused(config, narrow, tmp_path):
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     settings = config(student_sparsity=None, student_model=str(other), search={"sparsities": [0.25]})
     with pytest.raises(ModelError, match=r"^student_model: .* another vocabulary .*; give"):
+        api.search(settings, tmp_path / "study")
+    assert not (tmp_path / "study").exists()
+
+
+def test_another_way_from_text_to_tokens_is_refused(config, narrow, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(narrow, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    tokenizer["normalizer"] = {"type": "Lowercase"}
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = config(student_sparsity=None, student_model=str(other), search={"sparsities": [0.25]})
+    with pytest.raises(
+        ModelError, match=r"^student_model: .* other tokens of a text than the teacher \(normalizer differ\)"
+    ):
         api.search(settings, tmp_path / "study")
     assert not (tmp_path / "study").exists()
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 
 import numpy as np
 import pytest
@@ -200,8 +201,26 @@ def test_logits_alone_are_cached_where_no_depth_is_asked_for(tiny, make_split, o
     assert len(calls) == len(passed(split))
 
 
-def test_states_beyond_half_precision_are_its_largest_and_not_infinite(tiny, make_split, open_cache):
-    teacher = tiny()
+def test_a_cache_that_is_there_is_used_however_little_is_free(tiny, make_split, open_cache, count_calls, monkeypatch):
+    teacher, split = tiny(), make_split(300)
+    with open_cache(teacher, split) as outputs:
+        for batch in passed(split):
+            outputs(batch)
+        size = outputs.token_bytes * split.tokens
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(teacher_cache.shutil, "disk_usage", lambda _: usage._replace(free=size))  # half is too little
+    calls = count_calls(teacher)
+    with open_cache(teacher, split) as outputs:
+        outputs(passed(split)[0])
+    assert calls == []
+    with open_cache(teacher, make_split(300, seed=5)) as outputs:
+        outputs(passed(make_split(300, seed=5))[0])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_beyond_half_precision_are_its_largest_and_not_infinite(tiny, make_split, open_cache, dtype):
+    teacher = tiny().to(dtype)
     last = [module for module in teacher.base_model.encoder.modules() if isinstance(module, torch.nn.LayerNorm)][-1]
     with torch.no_grad():
         last.weight.mul_(1e6)

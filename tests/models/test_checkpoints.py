@@ -12,12 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import PreTrainedTokenizerFast
 
 import autodisc
 from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import CheckpointError, ModelError, UserError
-from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, save_model
+from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, pad_alike, save_model
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.refit import refit
@@ -374,6 +378,60 @@ def test_a_full_disk_is_an_os_error(tiny, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_fingerprint_changes_with_what_the_config_says_of_answers_and_with_no_name(tiny, tmp_path):
+    save_model(tiny(), None, tmp_path / "model")
+    before = fingerprint(load_model(tmp_path / "model"))
+    change_config(
+        tmp_path / "model", lambda c: c.update(id2label={"0": "no", "1": "yes"}, use_cache=False, dtype="bfloat16")
+    )
+    assert fingerprint(load_model(tmp_path / "model")) == before
+    change_config(tmp_path / "model", lambda c: c.update(layer_norm_eps=1e-3))
+    assert fingerprint(load_model(tmp_path / "model")) != before
+
+
+def test_weights_that_the_config_has_no_place_for_are_refused(tiny, tmp_path):
+    save_model(tiny(), None, tmp_path / "model")
+    change_config(tmp_path / "model", lambda c: c.update(num_hidden_layers=2))
+    with pytest.raises(
+        CheckpointError, match=r"the weights hold bert\.encoder\.layer\.2\..*, which a bert of this config"
+    ) as caught:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_beside_the_weights_is_refused(tiny, tmp_path):
+    save_model(tiny(), None, tmp_path / "model")
+    (tmp_path / "model" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="an adapter beside the weights; merge it"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("pads", [0, None, 5], ids=["as the batches", "not named", "another"])
+def test_a_decoder_s_classifier_answers_alike_alone_and_beside_a_longer_text(decoder, tiny, word_tokenizer, pads):
+    model = tiny(decoder)
+    model.config.pad_token_id = pads
+    pad_alike(model, word_tokenizer)
+    short, long = [2, 8, 9], [2, 7, 8, 9, 10, 11, 3]
+    alone = torch.tensor([short])
+    beside = torch.tensor([short + [0] * 4, long])
+    with torch.no_grad():
+        expected = model(input_ids=alone, attention_mask=torch.ones_like(alone)).logits[0]
+        found = model(input_ids=beside, attention_mask=(beside > 0).long()).logits[0]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_byte_level_tokenizer_puts_a_space_before_words_that_come_alone(tmp_path):
+    backend = Tokenizer(BPE({c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, []))
+    backend.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="!", add_prefix_space=False)
+    made.save_pretrained(tmp_path / "plain")
+    load_tokenizer(tmp_path / "plain", words=True).save_pretrained(tmp_path / "words")
+    for folder, words, expected in (("plain", False, "ab"), ("plain", True, "ĠaĠb"), ("words", False, "ĠaĠb")):
+        tokenizer = load_tokenizer(tmp_path / folder, words=words)
+        ids = tokenizer(["a", "b"], is_split_into_words=True)["input_ids"]
+        assert "".join(tokenizer.convert_ids_to_tokens(ids)) == expected
 
 
 def test_a_fingerprint_changes_with_a_weight_and_with_a_kept_unit(tiny, random_ranking):

@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from autodisc.models.checkpoints import Kept, load, save_model
+from autodisc.models.dense import to_dense
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.masks import masked
 from autodisc.pruning.supernet import Supernet
@@ -31,6 +32,16 @@ def prompt() -> dict[str, torch.Tensor]:
 def masks_of(kept: Kept) -> list[list[torch.Tensor]]:
     pairs = ((kept.heads, 4), (kept.neurons, 32))
     return [[torch.tensor([float(i in layer) for i in range(n)]) for layer in layers] for layers, n in pairs]
+
+
+def test_how_it_ends_is_saved_with_it(decoder, tiny, tmp_path):
+    model = tiny(decoder, head="causal")
+    model.generation_config.eos_token_id = [3, 7]
+    cut = keep(model, KEPT["every layer"])
+    save_model(cut, None, tmp_path / "pruned")
+    save_model(to_dense(cut), None, tmp_path / "dense")
+    for folder in ("pruned", "dense"):
+        assert load(tmp_path / folder).generation_config.eos_token_id == [3, 7]
 
 
 def written(model, prompt, **others) -> torch.Tensor:

@@ -151,11 +151,13 @@ def test_a_damaged_and_a_missing_file_are_named(tmp_path):
         OnnxModel(tmp_path)
 
 
-def test_the_files_beside_it_tokenise_alike_without_transformers(tiny, word_tokenizer, tmp_path):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_files_beside_it_tokenise_alike_without_transformers(tiny, word_tokenizer, tmp_path, monkeypatch, side):
+    monkeypatch.setattr(word_tokenizer, "truncation_side", side)
     model = tiny("bert")
     model.config.id2label = {0: "bad", 1: "good"}
     write_beside(tmp_path, model, word_tokenizer, max_length=8, inputs=("attention_mask", "input_ids"))
-    texts = ["good w1 w2", "w3 " * 20]
+    texts = ["good w1 w2", "w3 " * 19 + "w4"]
     expected = word_tokenizer(texts, padding=True, truncation=True, max_length=8)
     encoded = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode_batch(texts)
     assert [each.ids for each in encoded] == expected["input_ids"]

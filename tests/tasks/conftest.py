@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from autodisc.config import TaskConfig
+from autodisc.progress import Progress
 from autodisc.tasks.data import Task, load_task
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(100))]
@@ -45,7 +46,14 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Load:
     """Load a task from ``tmp_path/data``, as accuracy unless told otherwise."""
 
-    def call(name: str = "mine", *, seed: int = 0, label_names: tuple[str, ...] | None = None, **settings) -> Task:
+    def call(
+        name: str = "mine",
+        *,
+        seed: int = 0,
+        label_names: tuple[str, ...] | None = None,
+        progress: Progress | None = None,
+        **settings,
+    ) -> Task:
         settings = {"data": tmp_path / "data", "metric": "accuracy"} | settings
         return load_task(
             TaskConfig(name=name, **settings),
@@ -53,6 +61,7 @@ def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Load:
             seed=seed,
             cache_dir=tmp_path / "cache",
             label_names=label_names,
+            progress=progress,
         )
 
     return call

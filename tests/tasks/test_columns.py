@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+
+import datasets
 import pytest
 
 from autodisc.errors import ConfigError, DataError
@@ -73,3 +76,90 @@ def test_a_binary_metric_refuses_three_classes(write, load):
     write(train=rows(9, classes=3), validation=rows(3, 20), test=rows(3, 30))
     with pytest.raises(ConfigError, match="f1 is for 2 classes, the labels have 3; take f1_macro"):
         load(metric="f1")
+
+
+OWN = ("entailment", "neutral", "contradiction")  # GLUE's order
+
+
+@pytest.mark.parametrize(
+    ("known", "expected", "said"),
+    [
+        (OWN, [0, 1, 2], None),
+        (
+            ("CONTRADICTION", "NEUTRAL", "ENTAILMENT"),
+            [2, 1, 0],
+            "0 is entailment, .* in another order, which is heeded",
+        ),
+        (("LABEL_0", "LABEL_1", "LABEL_2"), [0, 1, 2], None),
+        (
+            ("yes", "maybe", "no"),
+            [0, 1, 2],
+            r"other names \(yes, maybe, no\), and its classes are taken to be in the same",
+        ),
+    ],
+)
+@pytest.mark.parametrize("source", ["glue", "its own"])
+def test_integers_are_the_data_set_s_classes_where_the_teacher_has_the_same(
+    write, load, make_listener, tmp_path, known, expected, said, source
+):
+    rows = [{"premise": f"w{i}", "hypothesis": "w9", "label": i} for i in range(3)]
+    if source == "glue":
+        name, settings = "mnli", {}
+        write(train=rows, validation=rows, test=rows)
+    else:
+        name, settings = "mine", {"text": "premise", "text_pair": "hypothesis"}
+        features = datasets.Features(
+            {
+                **{n: datasets.Value("string") for n in ("premise", "hypothesis")},
+                "label": datasets.ClassLabel(names=OWN),
+            }
+        )
+        write()
+        for split in ("train", "validation", "test"):
+            datasets.Dataset.from_list(rows, features=features).to_parquet(str(tmp_path / f"data/{split}.parquet"))
+    listener = make_listener()
+    task = load(name, label_names=known, progress=listener, **settings)
+    assert (task.label_names, task.validation.labels.tolist()) == (known, expected)
+    told = [line for line in listener.said if line.startswith("labels: ")]
+    assert len(told) == (said is not None)
+    assert all(re.search(said, line) for line in told)
+    assert load(name, **settings).label_names == OWN
+
+
+def test_class_ids_in_floats_and_names_that_look_like_decimals_are_classes(write, load):
+    write(train=with_labels(1.0, 0.0), validation=with_labels(1.0), test=with_labels(0.0))
+    assert load().validation.labels.tolist() == [1]
+    write(train=with_labels("250.0", "5e2"), validation=with_labels("5e2"), test=with_labels("250.0"))
+    with pytest.raises(DataError, match="is a decimal"):
+        load()
+    assert load(label_names=("5e2", "250.0")).validation.labels.tolist() == [0]
+
+
+def test_of_f1_the_class_is_named_where_names_alone_decide(write, load, make_listener):
+    write(train=with_labels("fraud", "legit"), validation=with_labels("fraud", "legit"), test=with_labels("legit"))
+    listener = make_listener()
+    load(metric="f1", progress=listener)
+    assert listener.said[0].startswith("f1: of class 'legit', the second; where the other is meant, write labels as 0")
+    write(train=rows(6), validation=rows(3, 20), test=rows(3, 30))
+    listener = make_listener()
+    load(metric="f1", progress=listener)
+    assert listener.said == []
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((2.5, 4.0), []), ((2000.0, 2010.0), ["2005"]), ((-300.0, 300.0), ["300"])]
+)
+def test_values_far_from_what_an_output_is_are_said(write, load, make_listener, values, said):
+    write(train=with_labels(*values), validation=with_labels(*values), test=with_labels(*values))
+    listener = make_listener()
+    load(metric="pearson", progress=listener)
+    assert len(listener.said) == len(said)
+    assert all(
+        part in line and "(label - mean) / deviation" in line for part, line in zip(said, listener.said, strict=True)
+    )
+
+
+def test_a_value_beyond_32_bits_is_no_number(write, load):
+    write(train=with_labels(1e39, 1.0), validation=with_labels(1.0), test=with_labels(1.0))
+    with pytest.raises(DataError, match=r"train row 1: label 1e\+39 is no finite number"):
+        load(metric="pearson")

@@ -145,3 +145,20 @@ def test_a_data_set_on_a_hub_is_known_by_its_owner_and_name(load, monkeypatch):
         load(data=None, hub="somebody/tickets")
     with pytest.raises(ValidationError, match="data: contradicts hub"):
         load(hub="somebody/tickets")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sentence,label\nhello, world,0\nw1,1\n", "train.csv line 2: 3 cells, but 2 columns"),
+        ("sentence,label\nw1\nw2,1\n", "train.csv line 2: 1 cells, but 2 columns"),
+        ("sentence,label,label\nw1,0,1\n", "train.csv: column 'label' stands twice"),
+        ('sentence,label\n"hello,0\nbye,1\n"x,2\n', "train.csv line 2: cannot be read as csv"),
+    ],
+)
+def test_a_csv_row_that_is_not_of_the_columns_is_refused_and_not_moved(write, load, content, said):
+    good = "sentence,label\nw1,0\nw2,1\n"
+    write(".csv", train=content, validation=good, test=good)
+    with pytest.raises(DataError, match=said) as error:
+        load()
+    assert "\n" not in str(error.value)

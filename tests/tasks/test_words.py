@@ -207,3 +207,13 @@ def test_the_floors_are_those_of_the_best_constant_tag():
     for name in ("entity_f1", "word_accuracy"):
         constants = [METRICS[name].score(answers(np.full_like(gold, c), gold, NAMES), labels) for c in (0, 1, 3)]
         assert METRICS[name].floor(labels) == pytest.approx(max(constants))
+
+
+def test_an_entity_of_one_word_in_train_may_have_more_elsewhere(write, load_words):
+    single = [[("anna", "B-per"), ("played", "O")]]
+    double = [[("anna", "B-per"), ("anna", "I-per")]]
+    write(".conll", train=conll(single), validation=conll(double), test=conll(single))
+    assert load_words()[0].label_names == ("O", "B-per", "I-per")
+    write(".conll", validation=conll([[("paris", "B-loc")]]))
+    with pytest.raises(DataError, match="validation row 1: unknown tag 'B-loc'; known: O, B-per"):
+        load_words()
