@@ -45,7 +45,8 @@ from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
-from autodisc.search.storage import open_study
+from autodisc.search.storage import Study, open_study
+from autodisc.search.tradeoff import Score
 from autodisc.showing import show_finished, show_maxidisc, show_search
 from autodisc.tasks.answers import differing
 from autodisc.tasks.metrics import decode
@@ -128,15 +129,13 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             if shared:
                 publish(study, portable(config))
             keep_ranking(space, out)
-            with space.ledger.stage(TEACHER_METRIC):
-                measured = seen.evaluate(space.teacher, seen.task.validation)
-            teacher = measured["metric"]
-            if teacher - measured["standard_error"] <= measured["floor"]:
+            teacher = _measure_teacher(seen, study)
+            if not teacher.feasible(config.search.margin):
                 space.workshop.progress.say(
-                    f"teacher: its {space.task.metric.name} of {teacher:.3f} does not leave the floor of"
-                    f" {measured['floor']:.3f}, so nothing can be learned from it; is it of this task, in these labels?"
+                    f"teacher: its {space.task.metric.name} of {teacher.metric:.3f} does not leave the floor of"
+                    f" {teacher.floor:.3f}, so nothing can be learned from it; is it of this task, in these labels?"
                 )
-            live = show_search(study, space, out, teacher=teacher, storage=storage)
+            live = show_search(study, space, out, teacher=teacher.metric, storage=storage)
             with space.ledger.stage(SET_UP):
                 live.refresh()
             found, latency = opened(space, out), space.budgeted_latency
@@ -154,10 +153,23 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                     **asdict(space.extra["student"]),
                     "budget": config.budget.model_dump(mode="json"),
                 }
-            result["teacher"] = {"metric": teacher, **size(space.teacher)}
+            feasible = teacher.feasible(config.search.margin)
+            result["teacher"] = {"metric": teacher.metric, "feasible": feasible, **size(space.teacher)}
             space.record(out, "search", "autodisc", result)
             live.refresh()
         return {**result, "cost": space.ledger.as_dict()}
+
+
+def _measure_teacher(seen: Workspace, study: Study) -> Score:
+    """On the rows that trials are scored on; once for a study, however often it is stopped."""
+    told = study.user_attrs.get(TEACHER_METRIC)
+    if told is None:
+        with seen.ledger.stage(TEACHER_METRIC):
+            scores = seen.evaluate(seen.teacher, seen.task.validation)
+        seen.workshop.book()  # first: what is told has been booked
+        told = {name: scores[name] for name in ("metric", "floor", "standard_error")}
+        study.set_user_attr(TEACHER_METRIC, told)
+    return Score(sparsity=0.0, **told)
 
 
 def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from autodisc.config import CONFIG, JOURNAL, StudyConfig, differences, read_config, read_yaml
 from autodisc.errors import StudyError
-from autodisc.models.checkpoints import load
+from autodisc.models.checkpoints import load, settings_digest
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet
@@ -56,7 +56,8 @@ class Finished:
         """What its work was done with, under other settings if need be; StudyError where the teacher is another."""
         config = self.settled(config or self.config)
         space = open_workspace(config, progress=progress)
-        if space.teacher_fingerprint != self.searched.values["teacher"]["fingerprint"]:
+        then, now = self.searched.values["teacher"], settings_digest(space.teacher)
+        if (then["fingerprint"], then.get("settings", now)) != (space.teacher_fingerprint, now):
             raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
         space.extra["ranking"], _ = read_ranking(self.folder / RANKING)  # what the study has paid for
         return space

@@ -158,7 +158,7 @@ def evaluate_file(
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
         raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
-    own = GLUE[task.name].label_names if task.name in GLUE else None
+    own = files.class_names(file, task.label) or (GLUE[task.name].label_names if task.name in GLUE else None)
     labels = seen.read_as(classifier.classes, metric, columns.order_of(own, classifier.classes))
     predicted, actual, done = [], [], 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
@@ -244,13 +244,13 @@ class _Labels:
     def __init__(self, column: str, where: str, kind: Kind) -> None:
         self.column, self.where = column, where
         self._numbers = columns.Labels(None) if kind == "regression" else None
-        self._rows: dict[str, int] = {}
+        self._rows: dict[str, tuple[object, int]] = {}
 
     def see(self, value: object, row: int) -> None:
         if self._numbers is not None:
             self._numbers.number(value, self.where, row, self.column)
         elif str(value) not in self._rows and len(self._rows) < DISTINCT:
-            self._rows[str(value)] = row
+            self._rows[str(value)] = value, row
 
     def read_as(self, classes: tuple[str, ...] | None, metric: Metric, order: tuple[int, ...] | None) -> columns.Labels:
         """How they are read as a model's ``classes``, integers by ``order``; DataError for the first that is none."""
@@ -258,8 +258,10 @@ class _Labels:
             return columns.Labels(None)
         if metric.name in BINARY and len(classes) != 2:
             raise ConfigError(f"--metric: {metric.name} is for 2 classes, the model has {len(classes)}; take f1_macro")
-        labels = columns.Labels.of_values(set(self._rows), classes, classes, order)
-        for value, row in self._rows.items():
+        labels = columns.Labels.of_values(
+            {columns.class_text(value, classes) for value, _ in self._rows.values()}, classes, classes, order
+        )
+        for value, row in self._rows.values():
             labels.number(value, self.where, row, self.column)
         return labels
 

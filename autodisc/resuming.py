@@ -25,6 +25,7 @@ from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
 from autodisc.errors import StudyError, UserError
 from autodisc.files import write_json
+from autodisc.models.checkpoints import settings_digest
 from autodisc.reporting.records import latest, read_records
 from autodisc.workspace import Workspace
 
@@ -71,6 +72,7 @@ class Place:
         except ValueError:
             raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
         now = _made_of(space)
+        then = {"teacher settings": now["teacher settings"], **then}  # which were not always told
         changed = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
         if changed:
             raise StudyError(
@@ -172,4 +174,5 @@ def next_free(folder: Path) -> Path:
 def _made_of(space: Workspace) -> dict[str, str]:
     task = space.task
     splits = {"train": task.train, "validation": task.validation, "final": task.final}
-    return {"teacher": space.teacher_fingerprint, **{name: split.fingerprint for name, split in splits.items()}}
+    teacher = {"teacher": space.teacher_fingerprint, "teacher settings": settings_digest(space.teacher)}
+    return teacher | {name: split.fingerprint for name, split in splits.items()}

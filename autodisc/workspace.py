@@ -30,6 +30,8 @@ from autodisc.models.checkpoints import (
     own_head,
     pad_alike,
     resolve,
+    settings_digest,
+    spaced_words,
 )
 from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
@@ -122,6 +124,7 @@ class Workspace:
         runtime, importance = self.workshop.runtime, self.config.search.importance
         made_of = [
             self.teacher_fingerprint,
+            settings_digest(self.teacher),
             self.task.train.fingerprint,
             importance.model_dump(exclude={"refit"}),
             "head_sparsities",  # rankings did not always have them
@@ -209,7 +212,11 @@ class Workspace:
             "strategy": strategy,
             "config": self.config.model_dump(mode="json"),
             "task": describe_task(self.task),
-            "teacher": {"model": self.config.teacher.model, "fingerprint": self.teacher_fingerprint},
+            "teacher": {
+                "model": self.config.teacher.model,
+                "fingerprint": self.teacher_fingerprint,
+                "settings": settings_digest(self.teacher),
+            },
             "environment": self.environment(),
             "seed": self.config.runtime.seed,
             "cost": self.ledger.as_dict(),
@@ -327,13 +334,16 @@ def check_positions(model: PreTrainedModel, name: str, task: Task) -> None:
 
 
 def _part_of(tokenizer: PreTrainedTokenizerBase, part: str) -> Any:
-    return json.loads(tokenizer.backend_tokenizer.to_str())[part] if tokenizer.is_fast else None
+    found = json.loads(tokenizer.backend_tokenizer.to_str())[part] if tokenizer.is_fast else None
+    if part == "post_processor" and isinstance(found, dict):  # of these it uses where a word stands in its text
+        return {name: value for name, value in found.items() if name not in ("trim_offsets", "add_prefix_space")}
+    return found
 
 
 def _other_student(
     name: str, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, runtime: Runtime
 ) -> OtherStudent:
-    own = load_tokenizer(name)
+    own = load_tokenizer(name, words=spaced_words(tokenizer))
     if own.get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"student_model: {name} has another vocabulary than the teacher, so their tokens cannot be compared; "

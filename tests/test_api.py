@@ -141,7 +141,7 @@ def test_an_interrupted_search_goes_on_and_chooses_alike(config, searched, tmp_p
     found = api.search(config(), tmp_path / "out")
     assert chosen(found) == chosen(api.search(config(), searched))
     once = api.search(config(), searched)["cost"]["stages"]
-    for stage in ("importance", "recovery"):
+    for stage in ("importance", "recovery", "teacher metric"):
         assert found["cost"]["stages"][stage]["flops"] == pytest.approx(once[stage]["flops"], rel=0.01)
 
 
@@ -414,6 +414,19 @@ def test_a_full_disk_while_distilling_leaves_no_half_student(study, monkeypatch)
     one_line(caught)
     assert [record.kind for record in read_records([study])] == ["search"]
     assert autodisc.load(api.distill(study)["student"]["path"])
+
+
+def test_a_teacher_whose_settings_changed_since_the_search_is_refused(config, furnished, tmp_path):
+    shutil.copytree(furnished / "teacher", tmp_path / "teacher")
+    settings = config(teacher={"model": str(tmp_path / "teacher")}, search={"sparsities": [0.5]})
+    api.search(settings, tmp_path / "study")
+    values = json.loads((tmp_path / "teacher/config.json").read_text())
+    (tmp_path / "teacher/config.json").write_text(json.dumps({**values, "layer_norm_eps": 1e-3}))
+    with pytest.raises(StudyError, match="has changed since the search"):
+        api.distill(tmp_path / "study")
+    (tmp_path / "study/records").rename(tmp_path / "gone")
+    with pytest.raises(StudyError, match="teacher settings: "):
+        api.search(settings, tmp_path / "study")
 
 
 def only(furnished: Path, folder: Path, split: str, label: int) -> Path:

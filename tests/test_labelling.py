@@ -7,6 +7,7 @@ import random
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -324,6 +325,21 @@ def test_a_column_of_several_types_is_no_column_of_parquet(model, tmp_path):
     )
     with pytest.raises(DataError, match=r"--format parquet: .* several types"):
         predict_file(model, path, tmp_path / "out.parquet", task=TASK, runtime=FP32)
+
+
+def test_numbers_are_the_file_s_own_classes_by_name_and_floats_are_ids(model, tmp_path):
+    rows = sentences(40)
+    expected = evaluate_file(model, written(tmp_path / "in.csv", rows), task=TASK, runtime=FP32)["metric"]
+    backwards = NAMES[::-1]
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=[name.upper() for name in backwards])}
+    )
+    numbered = [{"sentence": row["sentence"], "label": backwards.index(row["label"])} for row in rows]
+    datasets.Dataset.from_list(numbered, features=features).to_parquet(str(tmp_path / "in.parquet"))
+    assert evaluate_file(model, tmp_path / "in.parquet", task=TASK, runtime=FP32)["metric"] == expected
+    floats = [{**row, "label": float(NAMES.index(row["label"]))} for row in rows]
+    path = written(tmp_path / "in.jsonl", floats)
+    assert evaluate_file(model, path, task=TASK, runtime=FP32)["metric"] == expected
 
 
 @pytest.mark.parametrize(

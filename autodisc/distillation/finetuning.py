@@ -14,7 +14,7 @@ from autodisc.distillation.checkpointing import Made
 from autodisc.distillation.losses import Totals
 from autodisc.distillation.schedule import VALIDATION, Workshop
 from autodisc.distillation.training import Term, TrainingSettings, TrainingState, steps_for, train
-from autodisc.models.checkpoints import fingerprint
+from autodisc.models.checkpoints import identity
 from autodisc.models.inference import predict
 from autodisc.models.losses import label_loss
 from autodisc.runtime import Runtime
@@ -59,7 +59,7 @@ def finetune_classifier(model: PreTrainedModel, config: FinetuneConfig, workshop
     )
 
     def made_of() -> Made:
-        return {**asdict(settings), "start": fingerprint(model), "train": task.train.fingerprint}
+        return {**asdict(settings), "start": identity(model), "train": task.train.fingerprint}
 
     state = train(
         model,

@@ -26,7 +26,7 @@ from autodisc.distillation.sandwich import Sandwich
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.distillation.training import Objective, TrainingSettings, TrainingState, steps_for, train
 from autodisc.files import write_json
-from autodisc.models.checkpoints import fingerprint
+from autodisc.models.checkpoints import identity
 from autodisc.models.inference import predict, width
 from autodisc.models.layouts import base_shape
 from autodisc.progress import Progress, Silent, Tracker, Untracked
@@ -430,8 +430,8 @@ def _train(
         return {
             **flatten({"settings": asdict(settings), "distillation": config.model_dump(mode="json")}),
             **also,
-            "start": fingerprint(model),
-            "teacher": [fingerprint(guide.teacher) for guide in guides],
+            "start": identity(model),
+            "teacher": [identity(guide.teacher) for guide in guides],
             "train": workshop.task.train.fingerprint,
         }
 

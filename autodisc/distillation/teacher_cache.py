@@ -30,7 +30,7 @@ from autodisc.costs import Cost, Ledger
 from autodisc.distillation.losses import Likeliest, TeacherOutput
 from autodisc.errors import TrainingError
 from autodisc.files import write_json
-from autodisc.models.checkpoints import fingerprint
+from autodisc.models.checkpoints import identity
 from autodisc.models.layouts import blocks
 from autodisc.models.spreading import places
 from autodisc.progress import Progress, Silent
@@ -80,7 +80,7 @@ class TeacherCache:
         self.token_bytes = sum(each.bytes for each in kept if each.by_token)
         needed = self.token_bytes * split.tokens + sum(each.bytes for each in kept if not each.by_token) * len(split)
         made_of = [
-            fingerprint(teacher),
+            identity(teacher),
             split.fingerprint,
             depths,
             runtime.precision,

@@ -197,10 +197,19 @@ def load_tokenizer(name: str | Path, *, words: bool = False) -> PreTrainedTokeni
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **of_gguf, **SAFE)
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token
-    if words and isinstance(getattr(tokenizer.backend_tokenizer, "pre_tokenizer", None), ByteLevel):
+    if words and isinstance(_pre_tokenizer(tokenizer), ByteLevel):
         tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # what is saved says so
     return tokenizer
+
+
+def spaced_words(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether it is one that ``load_tokenizer`` has made for words, or was saved so."""
+    return getattr(_pre_tokenizer(tokenizer), "add_prefix_space", False) is True
+
+
+def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
+    return getattr(getattr(tokenizer, "backend_tokenizer", None), "pre_tokenizer", None)
 
 
 def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -288,7 +297,7 @@ def _replace(path: Path, partial: Path, former: Path) -> None:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """16 hex digits that change with any weight, kept unit or setting that decides what a model answers."""
+    """16 hex digits that change with any weight or kept unit."""
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in state_of(model):
         digest.update(name.encode())
@@ -296,10 +305,19 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     pruned = getattr(model.config, "autodisc", None) is not None
     digest.update(repr(Kept.of(model.config) if pruned else None).encode())
+    return digest.hexdigest()
+
+
+def settings_digest(model: PreTrainedModel) -> str:
+    """16 hex digits that change with any setting of its configuration that decides what the same weights answer."""
     settings = model.config.to_diff_dict()  # without what a later transformers adds as a default
     answers = {name: value for name, value in settings.items() if name not in SAY_NOTHING and name[0] != "_"}
-    digest.update(json.dumps(answers, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
+    return hashlib.blake2b(json.dumps(answers, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+
+
+def identity(model: PreTrainedModel) -> str:
+    """Of what it answers: weights, kept units and settings."""
+    return f"{fingerprint(model)}-{settings_digest(model)}"
 
 
 def resolve(name: str | Path) -> str | Path:

@@ -170,6 +170,7 @@ def _summarize(group: _Group, asked_lam: float | None) -> StudySummary:
         costs=tuple(row for record in group.all for row in _cost_rows(record)),
         curves=tuple(row for record in group.all for row in _curves(record)),
         answers=answers(distill),
+        teacher_feasible=search.result["teacher"].get("feasible", True) if search else True,
         assistant_metric=distill.result["assistant"]["metric"] if distill else None,
         projected_flops=search.result.get("projected_flops") if search else None,
         provenance=provenance(group.all),

@@ -101,11 +101,7 @@ def _choice(study: StudySummary) -> str:
 
 def _way_out(study: StudySummary) -> str:
     teacher = study.strategy("teacher")
-    if (
-        teacher is not None
-        and teacher.validation_metric is not None
-        and teacher.validation_metric <= (study.floor or 0)
-    ):
+    if teacher is not None and not study.teacher_feasible:
         return (
             f"The teacher, with {units.fixed(teacher.validation_metric)}, does not leave it either: nothing can be"
             " learned from it. Is it of this task, and are the labels in its order?"

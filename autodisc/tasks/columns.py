@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,13 +97,13 @@ class Labels:
         values = set()
         for i, value in enumerate(cells(train, config.label), 1):
             filled(value, "train", i, config.label)
-            value = _plain(value)
-            if str(value) not in (known or ()) and (isinstance(value, float) or _DECIMAL.fullmatch(str(value))):
+            text = class_text(value, known or ())
+            if text not in (known or ()) and _DECIMAL.fullmatch(text):
                 raise DataError(
                     f"train row {i}: label {value!r} is a decimal, but {metric.name} needs classes; "
                     "for a regression take --metric pearson_spearman"
                 )
-            values.add(str(value))
+            values.add(text)
         own = class_names(train, config)
         order = order_of(own, known)
         labels = cls.of_values(values, known or own, known, order)
@@ -157,7 +157,8 @@ class Labels:
         return _number(value, where, row) if self.names is None else self._id(value, where, row)
 
     def _id(self, value: Any, split: str, row: int) -> int:
-        names, text = self.names or (), str(_plain(value))
+        names = self.names or ()
+        text = class_text(value, self._ids)
         if self._ids:
             if text in self._ids:
                 return self._ids[text]
@@ -189,9 +190,11 @@ def _bare(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
 
-def _plain(value: Any) -> Any:
-    """A class id that a file of floats holds, as the integer that it is."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def class_text(value: Any, names: Container[str]) -> str:
+    """A cell as the name of a class, or, where it is none of ``names``, of a file of floats the integer that it is."""
+    if isinstance(value, float) and value.is_integer() and str(value) not in names:
+        return str(int(value))
+    return str(value)
 
 
 def cells(rows: Dataset, column: str) -> Iterator[Any]:

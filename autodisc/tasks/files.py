@@ -73,6 +73,16 @@ def parquet_schema(path: Path) -> Schema:
         return pq.ParquetFile(file).schema_arrow
 
 
+def class_names(path: Path, column: str) -> tuple[str, ...] | None:
+    """What a Parquet file calls the classes that it holds as numbers, where `datasets` has written it."""
+    import datasets
+
+    if path.suffix.lower() != ".parquet":
+        return None
+    feature = datasets.Features.from_arrow_schema(parquet_schema(path)).get(column)
+    return tuple(getattr(feature, "names", None) or ()) or None
+
+
 def schema_of(rows: Sequence[Row], names: Sequence[str]) -> Schema:
     """The types that Parquet gives these columns; DataError where a column holds more than one."""
     import pyarrow as pa

@@ -33,7 +33,8 @@ class Sentences(Rows):
             columns.check_columns(rows.column_names, name, self.texts, self.config.label)
         self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known, self.progress)
         names = self.labels.names or ()
-        if self.metric.name in BINARY and self.config.name not in GLUE and names != ("0", "1") and self.labels.by_name:
+        new = known is None and self.labels.by_name and self.config.name not in GLUE  # of a model to be fine-tuned
+        if new and self.metric.name in BINARY and names != ("0", "1"):
             self.progress.say(
                 f"{self.metric.name}: of class '{names[1]}', the second; where the other is meant, write labels as 0"
                 " and 1, with 1 for it"

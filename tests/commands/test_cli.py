@@ -74,7 +74,9 @@ def test_a_dry_run_predicts_and_leaves_no_study(autodisc, home):
     predicted = ran.json["predicted"]
     keys = {"seconds", "flops", "peak_mib", "disk_gib"}
     assert keys <= predicted.keys()
-    assert predicted["stages"].keys() == {"set-up", "importance", "teacher outputs", "recovery", "trials"}
+    assert predicted["stages"].keys() == {
+        *("set-up", "importance", "teacher outputs", "recovery", "teacher metric", "trials")
+    }
     assert all(keys <= cost.keys() for cost in predicted["stages"].values())
     assert not Path("runs").exists()
 

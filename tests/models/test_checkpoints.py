@@ -21,7 +21,16 @@ import autodisc
 from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import CheckpointError, ModelError, UserError
-from autodisc.models.checkpoints import Kept, fingerprint, load, load_model, load_tokenizer, pad_alike, save_model
+from autodisc.models.checkpoints import (
+    Kept,
+    fingerprint,
+    identity,
+    load,
+    load_model,
+    load_tokenizer,
+    pad_alike,
+    save_model,
+)
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.refit import refit
@@ -380,15 +389,16 @@ def test_a_full_disk_is_an_os_error(tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fingerprint_changes_with_what_the_config_says_of_answers_and_with_no_name(tiny, tmp_path):
+def test_an_identity_changes_with_what_the_config_says_of_answers_and_with_no_name(tiny, tmp_path):
     save_model(tiny(), None, tmp_path / "model")
-    before = fingerprint(load_model(tmp_path / "model"))
+    before = identity(load_model(tmp_path / "model"))
+    assert before == identity(tiny())
     change_config(
         tmp_path / "model", lambda c: c.update(id2label={"0": "no", "1": "yes"}, use_cache=False, dtype="bfloat16")
     )
-    assert fingerprint(load_model(tmp_path / "model")) == before
+    assert identity(load_model(tmp_path / "model")) == before
     change_config(tmp_path / "model", lambda c: c.update(layer_norm_eps=1e-3))
-    assert fingerprint(load_model(tmp_path / "model")) != before
+    assert identity(load_model(tmp_path / "model")) != before
 
 
 def test_weights_that_the_config_has_no_place_for_are_refused(tiny, tmp_path):

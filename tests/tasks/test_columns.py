@@ -133,6 +133,8 @@ def test_class_ids_in_floats_and_names_that_look_like_decimals_are_classes(write
     with pytest.raises(DataError, match="is a decimal"):
         load()
     assert load(label_names=("5e2", "250.0")).validation.labels.tolist() == [0]
+    write(train=with_labels(1.0, 2.0), validation=with_labels(2.0), test=with_labels(1.0))
+    assert load(label_names=("1.0", "2.0", "3.0")).train.labels.tolist() == [0, 1]
 
 
 def test_of_f1_the_class_is_named_where_names_alone_decide(write, load, make_listener):
