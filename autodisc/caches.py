@@ -68,11 +68,14 @@ def entries(folder: Path) -> list[Entry]:
 
 def _known(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in _within(folder):
-        if re.fullmatch(r"assistant-\w{8}", path.name) and path.is_dir():
+        if (
+            re.fullmatch(r"assistant-[a-z0-9_]{8}", path.name)
+            and path.is_dir()
+            and all(map(_is_teacher, _all_in(path)))
+        ):
             yield path, LEFT_OVER
     for path in _within(folder / "teacher"):
-        names = [file.name for file in _within(path)]
-        if _KEY.fullmatch(path.name) and path.is_dir() and all(map(_TEACHER_FILE.fullmatch, names)):
+        if _is_teacher(path):
             yield path, TEACHER
         elif re.fullmatch(r"\.removed-[0-9a-f]{32}-\d+", path.name):
             yield path, LEFT_OVER
@@ -83,18 +86,35 @@ def _known(folder: Path) -> Iterator[tuple[Path, str]]:
             yield path, LEFT_OVER
     data = folder / "data"
     for path in _within(data / "tokenised"):
-        yield path, TOKENS if path.suffix == ".arrow" else LEFT_OVER
-    for path in _within(data):
-        if re.fullmatch(r"docstrings-[0-9a-f]+", path.name):
-            yield path, DOCSTRINGS
-        elif path.name.startswith("docstrings-"):
+        if _KEY.fullmatch(path.stem) and path.suffix == ".arrow":
+            yield path, TOKENS
+        elif re.fullmatch(r"tmp[a-z0-9_]{8}", path.name):  # as `datasets` writes it
             yield path, LEFT_OVER
+    for path in _within(data):
+        if re.fullmatch(r"docstrings-[0-9a-f]{16}(\.[a-z0-9_]{8})?", path.name) and all(
+            map(_is_of_corpus, _all_in(path))
+        ):
+            yield path, LEFT_OVER if "." in path.name else DOCSTRINGS
         elif re.fullmatch(r"[\w.-]+___[\w.-]+", path.name):
             yield from ((part, ROWS) for part in _within(path))
     for reader in _READERS:
         for path in _within(data / reader):
             if re.fullmatch(r"default-[0-9a-f]+", path.name):
                 yield path, ROWS
+
+
+def _is_teacher(path: Path) -> bool:
+    """Whether a folder holds a teacher's outputs, and nothing else."""
+    return bool(_KEY.fullmatch(path.name)) and all(_TEACHER_FILE.fullmatch(file.name) for file in _all_in(path))
+
+
+def _is_of_corpus(path: Path) -> bool:
+    return path.name == "sources.json" or path.suffix == ".parquet"
+
+
+def _all_in(folder: Path) -> list[Path]:
+    """Links too: a folder that holds one is not ours."""
+    return sorted(folder.iterdir()) if folder.is_dir() else [folder]
 
 
 def _within(folder: Path) -> list[Path]:

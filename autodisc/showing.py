@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autodisc.finished import Finished
+from autodisc.finished import Finished, storage_of
 from autodisc.models.layouts import blocks
 from autodisc.reporting.live import ARTIFACTS, About, Live, decorate
 from autodisc.reporting.records import read_records
@@ -39,7 +39,7 @@ def show_maxidisc(study: Study, space: Workspace, place: Path, *, storage: str) 
 
 def show_finished(space: Workspace, finished: Finished) -> None:
     """Write into the search's study what its distillation came to."""
-    study = load_study(finished.searched.result["study"], finished.searched.result["storage"])
+    study = load_study(finished.searched.result["study"], storage_of(finished.config, finished.folder))
     teacher = finished.searched.result["teacher"]["metric"]
     for summary in summarize(read_records([finished.folder])).studies:
         if summary.studied:

@@ -34,7 +34,7 @@ def cache(tmp_path) -> Path:
     for name, text in (
         (f"ranking/{KEY}.json", "{}"),
         (f"data/tokenised/{KEY}.arrow", "x" * 5000),
-        ("data/docstrings-0123/train.parquet", "x"),
+        ("data/docstrings-0123456789abcdef/train.parquet", "x"),
         ("data/csv/default-0123/0.0.0/train.arrow", "x"),
         (f"ranking/.{KEY}.json.77", "{"),
     ):
@@ -43,7 +43,7 @@ def cache(tmp_path) -> Path:
         part = Path(name).parts
         ours.append(
             folder / name
-            if part[1] != "docstrings-0123" and part[1] != "csv"
+            if part[1] != "docstrings-0123456789abcdef" and part[1] != "csv"
             else folder / Path(*part[: 2 + (part[1] == "csv")])
         )
     for days, path in enumerate(ours, 1):
@@ -54,6 +54,12 @@ def cache(tmp_path) -> Path:
         "ranking/notes.json",
         "data/mrpc/train.csv",
         "records/a.json",
+        # Names that look like ours, and are somebody's results or files.
+        "assistant-baseline/records/a.json",
+        "assistant-20261130/hidden.f16",
+        "data/docstrings-mine/train.csv",
+        "data/docstrings-fedcba9876543210/notes.txt",
+        "data/tokenised/notes.txt",
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("{}")
@@ -129,7 +135,11 @@ def test_a_vocabulary_s_outputs_and_a_data_set_of_the_hub_are_known(cache):
     held = {str(entry.path.relative_to(cache)): entry.kind for entry in entries(cache)}
     for name in (HIDDEN + ".f16", CLASSES + ".i32", LIKELIEST + ".f32", ".cost.json.77"):
         (cache / "teacher" / KEY / name).write_bytes(b"1")
-    for name in (f"teacher/.removed-{KEY}-77/hidden.f16", "assistant-a1b2c3d_/hidden.f16", "data/ann___mine/default/x"):
+    for name in (
+        f"teacher/.removed-{KEY}-77/hidden.f16",
+        f"assistant-a1b2c3d_/{KEY}/hidden.f16",
+        "data/ann___mine/default/x",
+    ):
         (cache / name).parent.mkdir(parents=True)
         (cache / name).write_bytes(b"1")
     assert {str(entry.path.relative_to(cache)): entry.kind for entry in entries(cache)} == held | {

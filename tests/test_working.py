@@ -17,9 +17,10 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from autodisc import api
-from autodisc.errors import StudyError
+from autodisc.errors import DivergedError, StudyError
 from autodisc.reporting.records import read_records
 from autodisc.search.sharing import WORKER, SharedStudy
+from autodisc.search.storage import tell
 from autodisc.working import portable, work
 
 NAME = "study-mine"
@@ -139,6 +140,16 @@ def test_a_point_that_keeps_failing_is_tried_as_often_as_asked_for_and_left(shar
             trial.set_user_attr("error", "no luck")
             study.tell(trial, state=TrialState.FAIL)
     assert sorted(tried) == [0.25, 0.25, 0.25, 0.5]
+
+
+def test_a_point_that_diverged_is_not_tried_again(shared, tmp_path):
+    settings, _ = shared(retries=2)
+    study = optuna.create_study(study_name="fails", storage=JournalStorage(JournalFileBackend(str(tmp_path / "f.log"))))
+    tried = []
+    for trial in SharedStudy.of(study, tmp_path, settings).trials([{"x": 0.25}]):
+        tried.append(trial.suggest_float("x", 0, 1))
+        tell(study, trial, DivergedError("no lower loss"))
+    assert tried == [0.25]
 
 
 def test_the_sampler_s_trials_are_as_many_as_asked_for_and_differ(shared):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 import plotly.graph_objects as go
 
@@ -18,6 +17,7 @@ from autodisc.reporting.figures import (
     RED,
     STAGES,
     empty_figure,
+    escape,
     set_height,
     shortened,
 )
@@ -188,7 +188,7 @@ def students_figure(rows: Sequence[BaselineTrialRow], metric_name: str) -> go.Fi
 def lambda_data(study: StudySummary) -> tuple[Win, ...]:
     """Which of the study's feasible candidates wins, from λ = 0 up."""
     ranked = scored(study.trials)
-    won = winners([score for _, score in ranked], study.margin, highest=HIGHEST_LAM)
+    won = winners([score for _, score in ranked], study.margin, highest=max(HIGHEST_LAM, study.lam or 0.0))
     return tuple(Win(low, high, ranked[index][1].sparsity, ranked[index][0].balance) for low, high, index in won)
 
 
@@ -217,7 +217,7 @@ def lambda_figure(wins: tuple[Win, ...], lam: float | None) -> go.Figure:
     levels = sorted({win.sparsity for win in wins})
     if len(levels) <= 12:
         figure.update_yaxes(tickvals=levels, ticktext=[units.plain(level) for level in levels])
-    figure.update_xaxes(range=[-0.02, HIGHEST_LAM + 0.02])
+    figure.update_xaxes(range=[-0.02, max(HIGHEST_LAM, lam or 0.0) + 0.02])
     set_height(figure, 330, below=80)
     return figure
 

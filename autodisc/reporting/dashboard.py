@@ -57,7 +57,8 @@ def open_storage(storage: str) -> BaseStorage:
 
 def serve(shown: Sequence[Shown], *, host: str = LOOPBACK, port: int = 8080) -> None:
     """Serve optuna-dashboard until interrupted."""
-    storages = [(one.name, open_storage(one.storage)) for one in shown]
+    distinct = {one.storage: one.name for one in reversed(shown)}  # of a database all studies are shown: once
+    storages = [(name, open_storage(storage)) for storage, name in reversed(distinct.items())]
     storage = storages[0][1] if len(storages) == 1 else Together(storages)
     artifacts = Stores([one.artifacts for one in shown])
     try:

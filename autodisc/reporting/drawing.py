@@ -99,13 +99,18 @@ def _ranges(axes: Any, layout: dict[str, Any]) -> None:
             axis.set_inverted(True)
 
 
+def _value(value: Any) -> Any:
+    """A point's coordinate: a category as it is read, and a gap where there is none."""
+    return _words(value) if isinstance(value, str) else float("nan") if value is None else value
+
+
 def _scatter(axes: Any, trace: Any, _: dict[Any, float]) -> None:
     mode, marker, line = trace.mode or "lines", trace.marker, trace.line
     color = line.color or marker.color or INK
     symbol = marker.symbol
     name = symbol if isinstance(symbol, str) else "circle"
     hollow = name.endswith("-open") and not name.startswith("x")
-    x, y = list(trace.x), [float("nan") if value is None else value for value in trace.y]
+    x, y = ([_value(value) for value in values] for values in (trace.x, trace.y))
     axes.errorbar(
         x,
         y,

@@ -7,9 +7,9 @@ reads a subset of HTML.
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
@@ -214,6 +214,7 @@ def kept_figure(data: KeptData) -> go.Figure:
 def curve_figure(curves: Sequence[Curve], *, quantity: str) -> go.Figure:
     """Loss or metric by step; autodisc's own stages first, the baselines' shown from the legend."""
     figure = empty_figure("step", quantity)
+    ours = any(curve.strategy == "autodisc" for curve in curves)
     for i, curve in enumerate(curves):
         x, y = (curve.steps, curve.losses) if quantity == "training loss" else (curve.metric_steps, curve.metrics)
         if not x:
@@ -225,9 +226,14 @@ def curve_figure(curves: Sequence[Curve], *, quantity: str) -> go.Figure:
             name=escape(shortened(f"{curve.strategy}: {curve.stage}")),
             line={"color": STAGES[i % len(STAGES)], "dash": DASHES.get(curve.strategy, "solid"), "width": 1.8},
             marker={"symbol": i % 20},
-            visible=True if curve.strategy == "autodisc" else "legendonly",
+            visible=True if curve.strategy == "autodisc" or not ours else "legendonly",
         )
     return figure
+
+
+def escape(text: str) -> str:
+    """As plotly reads text: of what `html.escape` makes of a quotation mark it knows nothing."""
+    return html.escape(text, quote=False)
 
 
 def shortened(name: str, most: int = 40) -> str:

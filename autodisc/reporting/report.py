@@ -71,10 +71,14 @@ class Overview:
     sentences: tuple[str, ...] = ()
 
 
+FORMATS = (".html", ".htm", ".md")
+OTHER_FORMATS = (".pdf", ".txt", ".json", ".csv", ".xlsx", ".docx", ".png", ".svg", ".xml", ".zip")  # are none of ours
+
+
 def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None) -> Summary:
     """Write ``out``, by its suffix, from the records in ``folders``; nothing on error."""
-    suffix = out.suffix.lower()
-    if suffix not in (".html", ".htm", ".md", ""):
+    suffix = _suffix(out)
+    if suffix in OTHER_FORMATS:
         raise UserError(
             f"out: got {out}; expected a name that ends in .html (the .md is written beside it) or in .md, or a folder,"
             " which gets both, the pictures as PNG and the tables as CSV"
@@ -95,7 +99,13 @@ def write_report(folders: Sequence[Path], out: Path, *, lam: float | None = None
 
 def page_of(out: Path) -> Path:
     """The file to open first of what ``write_report`` wrote."""
-    return out if out.suffix else out / PAGE
+    return out if _suffix(out) else out / PAGE
+
+
+def _suffix(out: Path) -> str:
+    """A file's; none of a folder, in whose name anything may follow a dot."""
+    suffix = out.suffix.lower()
+    return suffix if suffix in (*FORMATS, *OTHER_FORMATS) and not out.is_dir() else ""
 
 
 def render_html(summary: Summary) -> str:
@@ -140,7 +150,8 @@ def text(
     for part in parts:
         study = part.study
         if len(parts) > 1:
-            written.append(f"## {md(study_title(study))}")
+            seed = getattr(study, "seed", None)  # a comparison's part has several
+            written.append(f"## {md(study_title(study))}" + ("" if seed is None else f", seed {seed}"))
         if part.headline:
             written.append(f"**{md(part.headline)}**")
         written.append("\n".join(md(sentence) + "  " for sentence in study.verdict).rstrip())

@@ -153,6 +153,7 @@ class StudySummary:
     curves: tuple[Curve, ...]
     answers: Answers = field(default_factory=Answers)  # of the newest distillation's models
     assistant_metric: float | None = None  # distilled, on validation
+    seed: int | None = None
     teacher_feasible: bool = True  # whether the teacher itself left the floor
     projected_flops: float | None = None  # of maxidisc, reckoned by the search before any of it was run
     headline: str = ""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any
 
 import plotly.graph_objects as go
 
 from autodisc.reporting import units
 from autodisc.reporting.answers import ROLES, ClassRow, LatencyRow, Profile
-from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, empty_figure, set_height, shortened
+from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, empty_figure, escape, set_height, shortened
 
 LOOKS = {"teacher": (GREY, "circle"), "assistant": (ORANGE, "diamond"), "student": (BLUE, "star")}
 MOST_CLASSES = 30  # in a picture; the table has them all
@@ -27,13 +26,15 @@ def class_figure(rows: Sequence[ClassRow]) -> go.Figure:
             color, symbol = LOOKS[role]
             figure.add_scatter(
                 x=[own[label].f1 for label in labels],
-                y=[escape(shortened(label, 24)) for label in labels],
+                y=[escape(label) for label in labels],
                 mode="markers",
                 name=role,
                 marker={"color": color, "symbol": symbol, "size": 13 if symbol == "star" else 10},
                 hovertemplate=f"{role}, %{{y}}: F1 %{{x:.3f}}<extra></extra>",
             )
-    figure.update_yaxes(type="category", range=[len(labels) - 0.5, -0.5])
+    shown = [escape(shortened(label, 24)) for label in labels]
+    ticks = {"tickvals": [escape(label) for label in labels], "ticktext": shown}
+    figure.update_yaxes(type="category", range=[len(labels) - 0.5, -0.5], **ticks)
     set_height(figure, max(120, 34 * len(labels)), below=110)
     return figure
 

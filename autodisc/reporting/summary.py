@@ -104,18 +104,21 @@ def _groups(records: Sequence[Record]) -> list[_Group]:
         same = [record for record in work if _key(record) == key]
         baselines = [record for record in same if record.kind == "baseline"]
         folders = dict.fromkeys(record.folder for record in same if record.kind != "baseline")
-        for folder in folders or (None,):
+        seeds = dict.fromkeys(record.values["seed"] for record in baselines)
+        apart: list[tuple[Path | None, int | None]] = [(folder, None) for folder in folders]
+        for folder, alone_with in apart or [(None, seed) for seed in seeds]:
             own = [record for record in same if record.folder == folder]
             search, distill = latest(own, "search"), latest(own, "distill")
-            seed = None if search is None else search.values["seed"]
+            seed = alone_with if search is None else search.values["seed"]
             chosen = tuple(record for name in BASELINES if (record := _baseline(baselines, name, seed)) is not None)
             paths = {record.values["teacher"]["model"] for record in (*own, *chosen)}
             finetune = latest([r for r in records if r.kind == "finetune" and _made(r, paths)], "finetune")
             groups.append(_Group(search, distill, chosen, finetune))
     used = {group.finetune.path for group in groups if group.finetune is not None}
     alone = [record for record in records if record.kind == "finetune" and record.path not in used]
-    if not work and alone:
-        groups.append(_Group(None, None, (), alone[-1]))
+    if not work:
+        newest = {record.result["path"]: record for record in alone}
+        groups += [_Group(None, None, (), record) for record in newest.values()]
     return groups
 
 
@@ -123,6 +126,7 @@ def _key(record: Record) -> tuple[Any, ...]:
     values = record.values
     return (
         values["task"]["name"],
+        values["task"]["metric"],
         values["task"]["fingerprints"].get("validation"),
         values["config"]["student_sparsity"],
         values["teacher"]["fingerprint"],
@@ -150,6 +154,7 @@ def _summarize(group: _Group, asked_lam: float | None) -> StudySummary:
     final = [row for row in _final_splits(group) if row]
     summary = StudySummary(
         name=lead["config"]["name"],
+        seed=lead["seed"],
         task=lead["task"]["name"],
         metric_name=lead["task"]["metric"],
         student_sparsity=lead["config"]["student_sparsity"],

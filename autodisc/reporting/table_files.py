@@ -14,7 +14,7 @@ def study_tables(studies: Sequence[StudySummary]) -> dict[str, str]:
     """One CSV a table by its name, all studies in it; tables without a row are left out."""
     found: dict[str, list[dict[str, Any]]] = {}
     for study in studies:
-        head = {"study": study.name, "task": study.task, "student_sparsity": study.student_sparsity}
+        head = {"study": study.name, "task": study.task, "seed": study.seed, "student_sparsity": study.student_sparsity}
         for name, rows in _rows(study).items():
             found.setdefault(name, []).extend(head | row for row in rows)
     return {name: csv_text(rows) for name, rows in found.items() if rows}

@@ -42,7 +42,7 @@ def tables(study: StudySummary) -> tuple[Table, ...]:
 
 def overview_table(studies: Sequence[StudySummary]) -> Table:
     """A row a study: what it chose, what came of it, what it cost."""
-    columns = ("study", "task", "student's sparsity", "TA", "student", "teacher", "split", "time", "FLOPs")
+    columns = ("study", "task", "seed", "student's sparsity", "TA", "student", "teacher", "split", "time", "FLOPs")
     rows = []
     for study in studies:
         ours = study.strategy("autodisc") or StrategyRow("autodisc")
@@ -50,6 +50,7 @@ def overview_table(studies: Sequence[StudySummary]) -> Table:
             (
                 study.name,
                 study.task,
+                units.NONE if study.seed is None else str(study.seed),
                 units.plain(study.student_sparsity),
                 units.point(ours.assistant_sparsity, ours.assistant_balance),
                 units.plus_minus(ours.metric, ours.standard_error),
@@ -96,7 +97,16 @@ def trial_table(study: StudySummary) -> Table:
     rows = study.trials
     marked = next((i for i, row in enumerate(rows) if row.is_of(study.shown) and not row.failed), None)
     table = trials_as_table(rows, lam=study.lam, marked=marked)
-    if study.asked_lam is None or study.shown == study.recorded:
+    stays = (
+        study.shown
+        and study.recorded
+        and (study.shown.sparsity, study.shown.balance)
+        == (
+            study.recorded.sparsity,
+            study.recorded.balance,
+        )
+    )
+    if study.asked_lam is None or stays or study.shown == study.recorded:
         return table
     texts = [list(row) for row in table.rows]  # the study chose, this ranking only would have
     for i, row in enumerate(rows):

@@ -300,6 +300,9 @@ def print_summary(summary: Summary, *, console: Console | None = None) -> None:
     """The report's verdict and its two main tables."""
     out = _console(console)
     for study in summary.studies:
+        if len(summary.studies) > 1:
+            seed = "" if study.seed is None else f", seed {study.seed}"
+            out.print(f"\n{study.name}: {study.task}, student of sparsity {units.plain(study.student_sparsity)}{seed}")
         for sentence in study.verdict:
             out.print(sentence)
         for title, sentences in (("What speaks against it", study.against), ("Caveats", study.caveats)):

@@ -35,7 +35,17 @@ from autodisc.models.inference import forward_macs
 from autodisc.pruning.candidates import Candidate, Ranking, chain_from
 from autodisc.pruning.supernet import extract
 from autodisc.search.backends import LOCAL
-from autodisc.search.storage import ask, completed, enqueue_failed, enqueue_missing, of_record, tell, waiting
+from autodisc.search.storage import (
+    ERROR,
+    ask,
+    completed,
+    enqueue_failed,
+    enqueue_missing,
+    of_record,
+    point_of,
+    tell,
+    waiting,
+)
 from autodisc.search.watching import Unwatched, Watch
 from autodisc.search.workers import Sendable, processes, spread
 from autodisc.tasks.batches import batches
@@ -281,11 +291,12 @@ def baseline_result(study: optuna.Study, *, storage: str) -> dict[str, Any]:
         {
             "number": trial.number,
             "state": trial.state.name,
-            "sparsity": trial.params.get("sparsity"),
+            "sparsity": point_of(trial).get("sparsity"),
             "assistant_metric": trial.user_attrs.get("assistant_metric"),
             "student_metric": trial.value,
             "seconds": trial.user_attrs.get("seconds"),
             "flops": trial.user_attrs.get("flops"),
+            **({"error": trial.user_attrs.get(ERROR, "interrupted")} if trial.state is TrialState.FAIL else {}),
         }
         for trial in of_record(study)
     ]

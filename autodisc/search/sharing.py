@@ -30,6 +30,7 @@ from autodisc.config import Sampler, StudyConfig
 from autodisc.errors import StudyError
 from autodisc.search.patience import MISSED
 from autodisc.search.storage import (
+    DIVERGED,
     DONE,
     ERROR,
     SHARED,
@@ -135,7 +136,8 @@ class SharedStudy:
         failed = [point_of(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
         if points and not points[0]:  # the sampler chooses: what counts is how many there are
             return [{}] * (len(points) - len(open_or_done) - len(failed))
-        return [p for p in points if p not in open_or_done and failed.count(p) <= self.retries]
+        diverged = [point_of(t) for t in trials if DIVERGED in t.user_attrs]  # and would again
+        return [p for p in points if p not in open_or_done + diverged and failed.count(p) <= self.retries]
 
     def _claim(self, alive: contextlib.ExitStack, startup: int) -> optuna.Trial | None:
         """A waiting trial that is this process's from now on, and shows so until ``alive`` ends."""

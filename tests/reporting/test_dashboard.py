@@ -45,7 +45,7 @@ def test_serving_stays_on_the_loopback_and_names_a_taken_port(journal, monkeypat
         dashboard.optuna_dashboard, "run_server", lambda storage, **where: calls.append((storage, where))
     )
     shown = [Shown("a", journal("a")[0], tmp_path), Shown("b", journal("b")[0], tmp_path)]
-    dashboard.serve(shown[:1], port=9000)
+    dashboard.serve([shown[0], Shown("again", shown[0].storage, tmp_path / "more")], port=9000)  # one storage
     dashboard.serve(shown, port=9000)
     for (storage, where), kind in zip(calls, (JournalStorage, Together), strict=True):
         assert isinstance(storage, kind)

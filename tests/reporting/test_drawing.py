@@ -36,6 +36,13 @@ def test_names_from_outside_are_drawn_as_text(name):
     assert size(draw(figure, scale=1.0))[1] == 200
 
 
+def test_a_category_is_drawn_as_it_is_read():
+    figure = go.Figure(layout={"height": 200}).add_scatter(x=[1.0, 2.0], y=["R&amp;D", "b"], mode="markers")
+    drawn = draw(figure, format="svg")
+    assert b"R&amp;D" in drawn  # of SVG's own
+    assert b"&amp;amp;" not in drawn
+
+
 def test_a_figure_without_a_point_is_drawn():
     assert size(draw(go.Figure(layout={"height": 120}), scale=1.0))[1] == 120
 

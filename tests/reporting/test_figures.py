@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from autodisc.reporting import figure_data, figures
+from autodisc.reporting import choice_figures, figure_data, figures
 from autodisc.reporting.pictures import pictures
 from autodisc.reporting.records import read_records
 from autodisc.reporting.rows import Curve
@@ -106,6 +106,25 @@ def test_every_picture_builds_and_has_words(study):
     for picture in found:
         assert picture.alternative
         assert picture.figure.data
+
+
+def test_curves_of_baselines_alone_are_shown():
+    curves = [Curve(name, "student", (1, 2), (1.0, 0.5), (), ()) for name in ("autodisc", "maxidisc")]
+    both, alone = (figures.curve_figure(some, quantity="training loss") for some in (curves, curves[1:]))
+    assert [trace.visible for trace in both.data] == [True, "legendonly"]
+    assert [trace.visible for trace in alone.data] == [True]
+
+
+def test_a_lambda_beyond_one_is_on_its_picture(make, tmp_path):
+    make.write(tmp_path, make.search())
+    study = summarize(read_records([tmp_path]), lam=3.0).studies[0]
+    wins = choice_figures.lambda_data(study)
+    assert wins[-1].high == 3.0
+    assert choice_figures.lambda_figure(wins, study.lam).layout.xaxis.range[1] > 3.0
+
+
+def test_a_quotation_mark_is_drawn_as_one():
+    assert figures.escape("<b>R&D 'q\"") == "&lt;b&gt;R&amp;D 'q\""
 
 
 def test_figures_escape_names_from_outside():

@@ -10,10 +10,12 @@ import re
 import pytest
 
 from autodisc.errors import UserError
-from autodisc.reporting.answers import class_rows
+from autodisc.reporting.answers import ClassRow, class_rows
+from autodisc.reporting.drawing import draw
 from autodisc.reporting.pictures import side_by_side
 from autodisc.reporting.records import read_records
 from autodisc.reporting.report import page_of, write_report
+from autodisc.reporting.student_figures import class_figure
 from autodisc.reporting.summary import summarize
 from autodisc.reporting.table_files import study_tables
 
@@ -42,6 +44,33 @@ def test_a_folder_gets_page_markdown_pictures_and_tables(answered, tmp_path):
     tables = {path.stem for path in (out / "tables").iterdir()}
     assert {"strategies", "candidates", "baseline-trials", "costs", "curves", "classes", "confusion"} <= tables
     assert {"examples", "latency", "layers", "configuration", "provenance"} <= tables
+
+
+def test_a_folder_s_name_may_have_a_dot_and_a_format_that_is_none_is_refused(answered, tmp_path):
+    for out in (tmp_path / "mrpc-0.9", tmp_path / "there.md"):
+        if out.suffix == ".md":
+            out.mkdir()
+        write_report([answered], out)
+        assert page_of(out).is_file()
+    with pytest.raises(UserError, match=r"out: got .*r\.pdf; expected"):
+        write_report([answered], tmp_path / "r.pdf")
+
+
+def test_seeds_side_by_side_are_told_apart(make, tmp_path):
+    folders = [make.write(tmp_path / str(seed), make.search(seed=seed)) for seed in (0, 1)]
+    studies = write_report(folders, tmp_path / "r.html").studies
+    for text in ((tmp_path / "r.html").read_text(), (tmp_path / "r.md").read_text()):
+        assert all(f"student of sparsity 0.9, seed {seed}" in text for seed in (0, 1))
+    assert {row["seed"] for row in rows(study_tables(studies)["strategies"])} == {"0", "1"}
+
+
+def test_classes_whose_names_begin_alike_have_a_row_each(make):
+    labels = [f"wrong_exchange_rate_for_{kind}" for kind in ("card_payment", "cash_withdrawal")]
+    made = [ClassRow("student", label, 10, 0.5, 0.5, f1) for label, f1 in zip(labels, (0.4, 0.6), strict=True)]
+    figure = class_figure(made)
+    assert (list(figure.data[0].y), list(figure.data[0].x)) == (labels, [0.4, 0.6])
+    assert list(figure.layout.yaxis.ticktext) == ["wrong_exchange_rate_for…"] * 2
+    assert draw(figure).startswith(b"\x89PNG")
 
 
 def test_tables_are_unrounded(answered):

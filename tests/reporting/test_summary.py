@@ -126,6 +126,34 @@ def test_two_studies_take_the_baseline_of_their_own_seed(make, tmp_path):
     assert [study.strategy("maxidisc").metric for study in found] == [0.7, 0.6]
 
 
+def test_another_metric_is_another_study(make, tmp_path):
+    other = make.baseline()
+    other["task"]["metric"] = "f1"
+    make.write(tmp_path, make.search(), make.distill(), other)
+    found = summarize(read_records([tmp_path])).studies
+    assert [(study.metric_name, [row.name for row in study.strategies]) for study in found] == [
+        ("accuracy_f1", ["teacher", "autodisc"]),
+        ("f1", ["maxidisc"]),
+    ]
+
+
+def test_without_a_search_every_seed_and_every_teacher_is_shown(make, tmp_path):
+    folders = [make.write(tmp_path / str(i), make.baseline(seed=i, metric=0.7 + i / 100)) for i in range(3)]
+    found = summarize(read_records(folders)).studies
+    assert [(study.seed, study.strategy("maxidisc").metric) for study in found] == [(0, 0.7), (1, 0.71), (2, 0.72)]
+    for name in ("one", "two"):
+        result = {"path": f"/t/{name}", "metric": 0.9, "metrics": {"accuracy": 0.9}, "floor": 0.5, "split": "test"}
+        make.write(tmp_path / name, make.record("finetune", None, result, make.cost(finetune=(60.0, 1e12))))
+    assert len(summarize(read_records([tmp_path / "one", tmp_path / "two"])).studies) == 2
+
+
+def test_a_teacher_that_does_not_leave_the_floor_is_the_reason(make, tmp_path):
+    collapsed = make.search([make.trial(0, 0.5, 0.76)])
+    collapsed["result"]["teacher"] |= {"metric": 0.76, "feasible": False}
+    make.write(tmp_path, collapsed)
+    assert "The teacher, with 0.760, does not leave it either" in _one(tmp_path).verdict[0]
+
+
 def test_runs_on_unlike_machines_are_told(make, tmp_path):
     other = make.baseline()
     other["environment"]["threads"] = 8
