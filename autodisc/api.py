@@ -28,7 +28,6 @@ from autodisc.preparing import (
     FREE_IN_BASELINE,
     FREE_IN_FINETUNING,
     check_varied,
-    default_settings,
     keep_ranking,
     made_of,
     opened,
@@ -36,6 +35,7 @@ from autodisc.preparing import (
     search_settings,
     study_name,
     take_ranking,
+    told_before,
     with_student,
 )
 from autodisc.progress import Progress
@@ -120,7 +120,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 study_name(config),
                 storage,
                 fingerprint={**made_of(seen), **search_settings(config)},
-                defaults=default_settings(),
+                defaults=told_before(space),
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
                 say=space.workshop.progress.say,
                 heartbeat_s=config.search.heartbeat_s if shared else None,

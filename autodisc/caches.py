@@ -105,15 +105,16 @@ def _known(folder: Path) -> Iterator[tuple[Path, str]]:
 
 def _is_teacher(path: Path) -> bool:
     """Whether a folder holds a teacher's outputs, and nothing else."""
-    return bool(_KEY.fullmatch(path.name)) and all(_TEACHER_FILE.fullmatch(file.name) for file in _all_in(path))
+    names = [file.name if not file.is_symlink() else "" for file in _all_in(path)]
+    return bool(_KEY.fullmatch(path.name)) and path.is_dir() and all(map(_TEACHER_FILE.fullmatch, names))
 
 
 def _is_of_corpus(path: Path) -> bool:
-    return path.name == "sources.json" or path.suffix == ".parquet"
+    return (path.name == "sources.json" or path.suffix == ".parquet") and not path.is_symlink()
 
 
 def _all_in(folder: Path) -> list[Path]:
-    """Links too: a folder that holds one is not ours."""
+    """Links too."""
     return sorted(folder.iterdir()) if folder.is_dir() else [folder]
 
 

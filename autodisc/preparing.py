@@ -26,7 +26,7 @@ from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.errors import DataError
 from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_of
 from autodisc.leases import once
-from autodisc.models.checkpoints import save_model
+from autodisc.models.checkpoints import save_model, settings_digest
 from autodisc.pruning.candidates import Ranking, envelope
 from autodisc.pruning.supernet import Supernet
 from autodisc.search.evaluation import Opened
@@ -52,6 +52,8 @@ FREE = (
 )
 FREE_IN_BASELINE = (*FREE, *OF_SEARCHES)
 
+TEACHER_SETTINGS = "teacher settings"
+
 # A teacher is made before anything of this is known.
 FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_model", "search", "distillation")
 
@@ -59,6 +61,7 @@ FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_mode
 def made_of(space: Workspace) -> dict[str, Any]:
     return {
         "teacher": space.teacher_fingerprint,
+        TEACHER_SETTINGS: settings_digest(space.teacher),
         "train": space.task.train.fingerprint,
         "validation": space.task.validation.fingerprint,
         "student_sparsity": space.config.student,
@@ -72,8 +75,13 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in FREE}
 
 
-def default_settings() -> dict[str, Any]:
-    """The same of a study that sets nothing."""
+def told_before(space: Workspace) -> dict[str, Any]:
+    """What a study of before some setting came had of it."""
+    return {**_default_settings(), TEACHER_SETTINGS: settings_digest(space.teacher)}
+
+
+def _default_settings() -> dict[str, Any]:
+    """The settings of a study that sets nothing."""
     sections = {"search": SearchConfig(), "distillation": DistillationConfig()}
     return flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from autodisc.finished import Finished, storage_of
+from autodisc.config import JOURNAL
+from autodisc.finished import Finished
 from autodisc.models.layouts import blocks
 from autodisc.reporting.live import ARTIFACTS, About, Live, decorate
 from autodisc.reporting.records import read_records
@@ -39,7 +40,9 @@ def show_maxidisc(study: Study, space: Workspace, place: Path, *, storage: str) 
 
 def show_finished(space: Workspace, finished: Finished) -> None:
     """Write into the search's study what its distillation came to."""
-    study = load_study(finished.searched.result["study"], storage_of(finished.config, finished.folder))
+    recorded = finished.searched.result["storage"]
+    own = Path(recorded).name == JOURNAL  # of the folder as it was then; it may have been moved or copied
+    study = load_study(finished.searched.result["study"], str(finished.folder / JOURNAL) if own else recorded)
     teacher = finished.searched.result["teacher"]["metric"]
     for summary in summarize(read_records([finished.folder])).studies:
         if summary.studied:

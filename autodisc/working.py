@@ -23,13 +23,13 @@ from autodisc.errors import StudyError
 from autodisc.finished import RANKING
 from autodisc.preparing import (
     FREE,
-    default_settings,
     keep_ranking,
     made_of,
     opened,
     scored,
     search_settings,
     study_name,
+    told_before,
     with_student,
 )
 from autodisc.progress import Progress, Silent
@@ -99,7 +99,7 @@ def work(
             name,
             storage,
             fingerprint={**made_of(seen), **search_settings(config)},
-            defaults=default_settings(),
+            defaults=told_before(space),
             metric_name="",  # it has one
             say=progress.say,
             heartbeat_s=config.search.heartbeat_s,

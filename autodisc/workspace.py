@@ -212,15 +212,16 @@ class Workspace:
             "strategy": strategy,
             "config": self.config.model_dump(mode="json"),
             "task": describe_task(self.task),
-            "teacher": {
-                "model": self.config.teacher.model,
-                "fingerprint": self.teacher_fingerprint,
-                "settings": settings_digest(self.teacher),
-            },
+            "teacher": self.made_teacher(),
             "environment": self.environment(),
             "seed": self.config.runtime.seed,
             "cost": self.ledger.as_dict(),
         }
+
+    def made_teacher(self) -> dict[str, str]:
+        """Of which teacher: its name, its weights' fingerprint and its settings'."""
+        settings = settings_digest(self.teacher)
+        return {"model": self.config.teacher.model, "fingerprint": self.teacher_fingerprint, "settings": settings}
 
     def write_cards(self, kind: str, strategy: str | None, models: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         """README.md in the folders of ``models``, teacher, assistant and student: those that have a ``path``; returns

@@ -193,6 +193,13 @@ def test_distilling_needs_a_finished_search(tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
+def test_what_a_copied_study_is_distilled_to_is_shown_in_the_copy(study, searched):
+    original, own = (searched / "journal.log").read_bytes(), (study / "journal.log").read_bytes()
+    api.distill(study)
+    assert (searched / "journal.log").read_bytes() == original
+    assert len((study / "journal.log").read_bytes()) > len(own)
+
+
 def test_distilling_anew_is_a_new_folder_and_a_new_record(study):
     for number in (1, 2):
         made = api.distill(study, new=True)

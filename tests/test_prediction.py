@@ -117,6 +117,14 @@ def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(va
         assert predicted["stages"]["recovery"]["disk_gib"] * 2**30 == pytest.approx(supernet, rel=0.25)
 
 
+def test_what_a_budget_takes_is_predicted_too(values):
+    budget = {"params": 8000, "latency_ms": 1000.0, "length": 8}
+    config = make_config(
+        {**values, "student_sparsity": None, "budget": budget, "search": {**PRUNED, "sparsities": [0.2]}}
+    )
+    assert api.predict_search(config)["predicted"]["stages"]["timing layers"]["seconds"] > 0
+
+
 def test_the_same_study_is_predicted_the_same_flops_twice(values):
     config = make_config({**values, "search": RECOVERED})
     first, second = (api.predict_search(config)["predicted"] for _ in range(2))

@@ -229,6 +229,8 @@ def read_all(out: Path, cells: Iterable[Cell], settings: Callable[[Cell], dict[s
 def fingerprints(cell: Cell, data: dict[str, Any], teacher: dict[str, Any]) -> list[tuple[str, tuple[Any, ...], str]]:
     """What it is, between which cells it must agree, and the fingerprint: train may be drawn by the seed."""
     found: list[tuple[str, tuple[Any, ...], str]] = [("the teacher", (cell.task, "teacher"), teacher["fingerprint"])]
+    if "settings" in teacher:  # it was not always told
+        found.append(("the teacher's settings", (cell.task, "teacher settings"), teacher["settings"]))
     for split, print_ in data["fingerprints"].items():
         seed = cell.seed if split == "train" else None
         found.append((f"the data's {split}", (cell.task, split, seed), print_))

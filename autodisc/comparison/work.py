@@ -66,10 +66,10 @@ def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     recorded = read_cell(out, cell, settings.model_dump(mode="json"))
     space = open_workspace(settings)
     if recorded is not None:
-        now = fingerprints(cell, describe_task(space.task), {"fingerprint": space.teacher_fingerprint})
-        then = fingerprints(cell, recorded.values["data"], recorded.values["teacher"])
-        for (what, _, new), (_, _, old) in zip(now, then, strict=True):
-            if new != old:
+        now = fingerprints(cell, describe_task(space.task), space.made_teacher())
+        then = {key: old for _, key, old in fingerprints(cell, recorded.values["data"], recorded.values["teacher"])}
+        for what, key, new in now:
+            if (old := then.get(key, new)) != new:
                 raise StudyError(
                     f"{recorded.path}: was computed when {what} had fingerprint {old}, now it has {new};"
                     " give another --out"
@@ -230,7 +230,7 @@ def _made_by(space: Workspace) -> dict[str, Any]:
     return {
         "config": space.config.model_dump(mode="json"),
         "data": describe_task(space.task),
-        "teacher": {"model": space.config.teacher.model, "fingerprint": space.teacher_fingerprint},
+        "teacher": space.made_teacher(),
         "environment": space.environment(),
     }
 

@@ -88,7 +88,10 @@ def _ranges(axes: Any, layout: dict[str, Any]) -> None:
             limits(*((10**low, 10**high) if asked.get("type") == "log" else (low, high)))
         if asked.get("tickvals") is not None:
             texts = asked.get("ticktext")
-            axis.set_ticks(list(asked["tickvals"]), None if texts is None else [_words(text) for text in texts])
+            axis.set_ticks(
+                [_value(value) for value in asked["tickvals"]],
+                None if texts is None else [_words(text) for text in texts],
+            )
             axis.set_ticks([], minor=True)
         elif asked.get("tickformat") == "~s":
             from matplotlib.ticker import EngFormatter

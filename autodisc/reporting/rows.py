@@ -154,7 +154,7 @@ class StudySummary:
     answers: Answers = field(default_factory=Answers)  # of the newest distillation's models
     assistant_metric: float | None = None  # distilled, on validation
     seed: int | None = None
-    teacher_feasible: bool = True  # whether the teacher itself left the floor
+    teacher_feasible: bool | None = None  # whether the teacher itself left the floor; none: it was not told
     projected_flops: float | None = None  # of maxidisc, reckoned by the search before any of it was run
     headline: str = ""
     verdict: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from autodisc.reporting import units
 from autodisc.reporting.answers import ROLES, ClassRow, LatencyRow, Profile
-from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, empty_figure, escape, set_height, shortened
+from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, empty_figure, escape, set_height
 
 LOOKS = {"teacher": (GREY, "circle"), "assistant": (ORANGE, "diamond"), "student": (BLUE, "star")}
 MOST_CLASSES = 30  # in a picture; the table has them all
@@ -32,7 +32,7 @@ def class_figure(rows: Sequence[ClassRow]) -> go.Figure:
                 marker={"color": color, "symbol": symbol, "size": 13 if symbol == "star" else 10},
                 hovertemplate=f"{role}, %{{y}}: F1 %{{x:.3f}}<extra></extra>",
             )
-    shown = [escape(shortened(label, 24)) for label in labels]
+    shown = [escape(label if len(label) <= 24 else f"{label[:11]}…{label[-12:]}") for label in labels]
     ticks = {"tickvals": [escape(label) for label in labels], "ticktext": shown}
     figure.update_yaxes(type="category", range=[len(labels) - 0.5, -0.5], **ticks)
     set_height(figure, max(120, 34 * len(labels)), below=110)

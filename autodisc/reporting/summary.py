@@ -109,16 +109,15 @@ def _groups(records: Sequence[Record]) -> list[_Group]:
         for folder, alone_with in apart or [(None, seed) for seed in seeds]:
             own = [record for record in same if record.folder == folder]
             search, distill = latest(own, "search"), latest(own, "distill")
-            seed = alone_with if search is None else search.values["seed"]
-            chosen = tuple(record for name in BASELINES if (record := _baseline(baselines, name, seed)) is not None)
+            theirs = [r for r in baselines if r.values["seed"] == alone_with] if folder is None else baselines
+            seed = None if search is None else search.values["seed"]
+            chosen = tuple(record for name in BASELINES if (record := _baseline(theirs, name, seed)) is not None)
             paths = {record.values["teacher"]["model"] for record in (*own, *chosen)}
             finetune = latest([r for r in records if r.kind == "finetune" and _made(r, paths)], "finetune")
             groups.append(_Group(search, distill, chosen, finetune))
-    used = {group.finetune.path for group in groups if group.finetune is not None}
-    alone = [record for record in records if record.kind == "finetune" and record.path not in used]
     if not work:
-        newest = {record.result["path"]: record for record in alone}
-        groups += [_Group(None, None, (), record) for record in newest.values()]
+        newest = {record.result["path"]: record for record in records}
+        groups = [_Group(None, None, (), record) for record in newest.values()]
     return groups
 
 
@@ -175,7 +174,7 @@ def _summarize(group: _Group, asked_lam: float | None) -> StudySummary:
         costs=tuple(row for record in group.all for row in _cost_rows(record)),
         curves=tuple(row for record in group.all for row in _curves(record)),
         answers=answers(distill),
-        teacher_feasible=search.result["teacher"].get("feasible", True) if search else True,
+        teacher_feasible=search.result["teacher"].get("feasible") if search else None,
         assistant_metric=distill.result["assistant"]["metric"] if distill else None,
         projected_flops=search.result.get("projected_flops") if search else None,
         provenance=provenance(group.all),

@@ -101,7 +101,7 @@ def _choice(study: StudySummary) -> str:
 
 def _way_out(study: StudySummary) -> str:
     teacher = study.strategy("teacher")
-    if teacher is not None and not study.teacher_feasible:
+    if teacher is not None and study.teacher_feasible is False:
         return (
             f"The teacher, with {units.fixed(teacher.validation_metric)}, does not leave it either: nothing can be"
             " learned from it. Is it of this task, and are the labels in its order?"

@@ -76,11 +76,18 @@ def parquet_schema(path: Path) -> Schema:
 def class_names(path: Path, column: str) -> tuple[str, ...] | None:
     """What a Parquet file calls the classes that it holds as numbers, where `datasets` has written it."""
     import datasets
+    import pyarrow as pa
 
     if path.suffix.lower() != ".parquet":
         return None
-    feature = datasets.Features.from_arrow_schema(parquet_schema(path)).get(column)
-    return tuple(getattr(feature, "names", None) or ()) or None
+    schema = parquet_schema(path)
+    if schema.names.count(column) != 1:
+        return None
+    try:  # of this column alone: others may hold what `datasets` has no type for
+        found = datasets.Features.from_arrow_schema(pa.schema([schema.field(column)], metadata=schema.metadata))
+    except ValueError:
+        return None
+    return tuple(getattr(found[column], "names", None) or ()) or None
 
 
 def schema_of(rows: Sequence[Row], names: Sequence[str]) -> Schema:

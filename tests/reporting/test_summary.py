@@ -141,6 +141,12 @@ def test_without_a_search_every_seed_and_every_teacher_is_shown(make, tmp_path):
     folders = [make.write(tmp_path / str(i), make.baseline(seed=i, metric=0.7 + i / 100)) for i in range(3)]
     found = summarize(read_records(folders)).studies
     assert [(study.seed, study.strategy("maxidisc").metric) for study in found] == [(0, 0.7), (1, 0.71), (2, 0.72)]
+    make.write(tmp_path / "d", make.baseline("direct", seed=1))
+    found = summarize(read_records([folders[0], tmp_path / "d"])).studies
+    assert [(study.seed, [row.name for row in study.strategies]) for study in found] == [
+        (0, ["maxidisc"]),
+        (1, ["direct"]),
+    ]
     for name in ("one", "two"):
         result = {"path": f"/t/{name}", "metric": 0.9, "metrics": {"accuracy": 0.9}, "floor": 0.5, "split": "test"}
         make.write(tmp_path / name, make.record("finetune", None, result, make.cost(finetune=(60.0, 1e12))))
