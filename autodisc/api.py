@@ -88,7 +88,8 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
             finetune_classifier(space.teacher, settings, space.workshop)
             clear_records(out)  # of a run that was stopped while it wrote one
             save_model(space.teacher, space.tokenizer, out)
-            result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
+            with space.ledger.stage(TEACHER_METRIC):
+                result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
             space.record(out, "finetune", None, result)
         return {**result, "cost": space.ledger.as_dict()}
 
