@@ -120,11 +120,13 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied
 
 
 @pytest.mark.services  # processes of its own: half a minute
-def test_two_processes_compute_what_one_does(config, copied, tmp_path):
+def test_two_processes_compute_what_one_does(config, tmp_path):
     settings = config(compare={"strategies": ["autodisc", "direct"], "seeds": [0]})
-    assert run(settings, tmp_path / "new", jobs=2) == 0
-    for cell in all_cells(settings, tmp_path / "new"):
-        ours, theirs = (json.loads(cell.path(out).read_text())["result"] for out in (tmp_path / "new", copied))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run(settings, one) == 0
+    assert run(settings, two, jobs=2) == 0
+    for cell in all_cells(settings, two):
+        ours, theirs = (json.loads(cell.path(out).read_text())["result"] for out in (two, one))
         for result in (ours, theirs):
             for trial in result.get("trials", ()):
                 trial.pop("seconds")

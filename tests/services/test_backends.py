@@ -41,6 +41,7 @@ def test_a_search_s_trials_on_a_cluster_are_those_of_one_process(backend, config
     assert parts(there["trials"]) == parts(alone["trials"])
 
 
+@pytest.mark.parametrize("backend", ["dask", pytest.param("ray", marks=pytest.mark.slow)], indirect=True)
 def test_a_comparison_s_cells_are_computed_on_a_cluster(backend, furnished, tmp_path):
     values = {
         "name": "toy",
