@@ -80,7 +80,7 @@ def test_two_processes_have_the_losses_and_the_student_of_one(both, by):
 
 def test_launched_processes_do_not_start_others(config, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")  # what each of the launched finds
-    with pytest.raises(ConfigError, match="^accelerate launch: shares a training's rows .* leave out --workers"):
+    with pytest.raises(ConfigError, match=r"^accelerate launch: shares a training's rows .* leave out --workers"):
         api.search(config(search={"jobs": 2}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
