@@ -32,7 +32,15 @@ def against(section: Section) -> tuple[str, ...]:
             found.append(f"Seeds do not agree on the assistant: {listed}.")
     if section.choice is not None and section.choice.regret > REGRET:
         regret = 100 * section.choice.regret
-        found.append(f"The choice's mean regret is {regret:.1f} points, more than {100 * REGRET:.1f}.")
+        found.append(
+            f"The choice's mean regret is {regret:.2f} points, more than {100 * REGRET:.2f}: that of students through"
+            " assistants cut from the teacher."
+        )
+    if (gap := section.gain_over("maxidisc")) is not None and gap.estimate < -REGRET:
+        found.append(
+            f"The student is {-100 * gap.estimate:.2f} points below the exhaustive search's, more than"
+            f" {100 * REGRET:.2f}."
+        )
     compared = [line.comparison for line in section.differences]
     found += [
         f"{one.theirs} made the better student; the interval over {_over(one)} excludes zero, not corrected for the"
@@ -64,7 +72,10 @@ def caveats(
         found.append(f"{units.plural(absent, 'cell')} not computed yet; figures are of what is there.")
     seeds = {record.cell.seed for record in records if record.cell.student is not None}
     if len(seeds) == 1:
-        found.append("One seed: intervals are over test examples alone, and another seed may decide otherwise.")
+        found.append(
+            "One seed: intervals are over test examples alone; another seed, or this one trained again where sums round"
+            " otherwise, may decide otherwise."
+        )
     elif fewer := [line for line in section.strategies if len(line.seeds) < len(seeds)]:
         listed = ", ".join(f"{line.strategy} ({len(line.seeds)})" for line in fewer)
         found.append(

@@ -104,7 +104,7 @@ def _section(
     differences = tuple(
         DifferenceLine(found, found.p if other in QUESTIONS else None)
         for other in (*QUESTIONS, *OTHERS)
-        if (found := _difference(views, groups, other, rng, resamples)) is not None
+        if (found := _difference(views, groups, other, resamples)) is not None
     )
     truths = [truth_of(group) for group in groups if group.complete]
     fidelity = fidelity_of(config, groups, rng)
@@ -198,10 +198,11 @@ def _difference(
     views: Mapping[str, Mapping[int, View]],
     groups: Sequence[Group],
     other: str,
-    rng: np.random.Generator,
     resamples: int,
 ) -> Comparison | None:
+    """On the same draws as every other, so that two strategies of one student have one interval."""
     pairs = _results(views, groups, [OURS, other])
+    rng = np.random.default_rng(0)
     return compare(pairs, ours=OURS, theirs=other, rng=rng, resamples=resamples) if pairs else None
 
 
@@ -247,11 +248,17 @@ def _verdict(section: Section, standing: Standing | None) -> tuple[str, ...]:
 
 
 def _holm(sections: Sequence[Section], kind: str) -> tuple[Section, ...]:
-    """Correct every p of a kind, ``differences`` or ``objectives``, for all of that kind in the report."""
-    adjusted = iter(holm([line.p for section in sections for line in getattr(section, kind)]))
+    """Correct every p of a kind, ``differences`` or ``objectives``, for all of that kind in the report.
+
+    Strategies that end with the same students are one comparison.
+    """
+    found = {(i, line.comparison.by_seed, line.p): line.p for i, s in enumerate(sections) for line in getattr(s, kind)}
+    adjusted = dict(zip(found, holm(list(found.values())), strict=True))
     corrected = []
-    for section in sections:
-        lines: Any = tuple(replace(line, p_holm=next(adjusted)) for line in getattr(section, kind))
+    for i, section in enumerate(sections):
+        lines: Any = tuple(
+            replace(line, p_holm=adjusted[i, line.comparison.by_seed, line.p]) for line in getattr(section, kind)
+        )
         corrected.append(replace(section, **{kind: lines}))
     return tuple(corrected)
 

@@ -26,7 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 from autodisc import api
-from autodisc.comparison.cells import Cell, Spent, fingerprints, read_cell, write_cell
+from autodisc.comparison.cells import Cell, Spent, assistant, fingerprints, read_cell, write_cell
 from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import SEARCHED, teachers
 from autodisc.comparison.released import distill_released
@@ -185,22 +185,23 @@ def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tu
 
 def _distil_here(space: Workspace, kind: str) -> tuple[dict[str, Any], Arrays]:
     config, ranking = space.config.distillation, space.ranking()
-    assistant: Distilled | None = None
+    through: Distilled | None = None
     extra: dict[str, Any] = {}
     if kind == "direct":
         student = distill_direct(space.teacher, ranking, space.candidates, space.student, config, space.workshop)
     elif kind == "released":
         before = _spent(space)
         made = distill_released(space)
-        assistant, student = made.assistant, made.student
+        through, student = made.assistant, made.student
         extra["search"] = asdict(made.searched + before * -1.0)
     else:
         work = MultiTrial(space.teacher, ranking, space.candidates, space.student, config)
-        pair = work(space.workshop, float(kind.removeprefix("assistant-")))
-        assistant, student = pair.assistant, pair.student
+        by_kind = {assistant(sparsity): sparsity for sparsity in space.candidates}  # whose name may be rounded
+        pair = work(space.workshop, by_kind[kind])
+        through, student = pair.assistant, pair.student
     scores, arrays = _on_final(space, student.model)
-    chosen = None if assistant is None else assistant.candidate.sparsity
-    metric = None if assistant is None else assistant.metric
+    chosen = None if through is None else through.candidate.sparsity
+    metric = None if through is None else through.metric
     own = {"assistant": chosen, "assistant_metric": metric, "validation_metric": student.metric}
     return {**scores, **own, **extra}, arrays
 

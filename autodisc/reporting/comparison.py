@@ -20,6 +20,7 @@ from autodisc.reporting.tables import Table
 from autodisc.reporting.texts import csv_text
 
 QUESTIONS = (DIRECT, "rule-2.5x", "smallest", "random")  # what a choice has to beat: tested, and corrected for
+COMPARED = ("maxidisc", *QUESTIONS)  # of every task, in one table
 STRATEGIES = (
     "Paired differences on test, in percentage points; resolvable: found with power .8 by these seeds and examples"
 )
@@ -146,21 +147,21 @@ def overview_table(sections: Sequence[Section]) -> Table:
                 str(len(ours.seeds)),
                 units.fixed(ours.metric.estimate),
                 units.fixed(None if best is None else best.metric.estimate),
-                _with_bounds(numbers[-1][0], None if choice is None else choice.interval, points=True),
+                _with_bounds(numbers[-1][0], None, points=True),
                 *(
                     units.NONE if (gain := section.gain_over(n)) is None else bounds(gain, points=True)
-                    for n in QUESTIONS
+                    for n in COMPARED
                 ),
                 *map(units.share, shares),
             )
         )
     if len(rows) > 1:
         regret, *means = (_mean_of(column) for column in zip(*numbers, strict=True))
-        empty = (units.NONE,) * 4
-        last = ("mean", *empty, _with_bounds(regret, None, points=True), *empty, *map(units.share, means))
+        empty = (units.NONE,) * len(COMPARED)
+        last = ("mean", *(units.NONE,) * 4, _with_bounds(regret, None, points=True), *empty, *map(units.share, means))
         rows += [last] if set(last[1:]) != {units.NONE} else []
     title = "All tasks: the student on test, what it gains in percentage points, and costs as shares of maxidisc's"
-    return Table(title, (*head, *(f"over {name}" for name in QUESTIONS), *costs), tuple(rows))
+    return Table(title, (*head, *(f"over {name}" for name in COMPARED), *costs), tuple(rows))
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:
@@ -271,7 +272,7 @@ def _with_bounds(value: float | None, interval: Interval | None, *, points: bool
         return units.NONE
     scale, digits = (100, 1) if points else (1, 2)
     text = f"{scale * value:.{digits}f}"
-    if interval is not None:
+    if interval is not None and math.isfinite(interval.low):
         text += f" ({scale * interval.low:.{digits}f} to {scale * interval.high:.{digits}f})"
     return text.replace("-", "−")
 

@@ -27,7 +27,7 @@ from autodisc.reporting.statistics import (
     mcnemar,
     resolvable,
     sign_flip_test,
-    standard_error,
+    spread,
     t_interval,
     t_test,
     wilcoxon_test,
@@ -44,7 +44,7 @@ class Comparison:
     examples: int  # 0: answers were not kept, the interval is over seeds alone
     interval: Interval  # t; with one seed the normal's over examples
     bootstrap: Interval | None  # percentile, crossed
-    resolvable: float | None  # None: one seed and no answers
+    resolvable: float | None  # None: one seed and no answers, or seeds and examples all alike
     p: float | None  # the t-test's that belongs to the interval
     p_wilcoxon: float
     p_sign_flip: float
@@ -79,7 +79,7 @@ def compare(
     found = bootstrap(statistic, examples=examples, rng=rng, resamples=resamples)
     by_seed = tuple(found.by_seed[:, 0].tolist())
     example_error = float(found.example_error[0])
-    error, df = standard_error(by_seed, example_error=example_error)
+    error = spread(by_seed, example_error=example_error)
     return Comparison(
         ours=ours,
         theirs=theirs,
@@ -87,7 +87,7 @@ def compare(
         examples=examples,
         interval=t_interval(by_seed, example_error=example_error, confidence=confidence),
         bootstrap=found.interval(confidence=confidence),
-        resolvable=resolvable(error, df=df, alpha=1 - confidence, power=power) if examples or len(seeds) > 1 else None,
+        resolvable=resolvable(error, alpha=1 - confidence, power=power) if error.error else None,
         p=t_test(by_seed, example_error=example_error),
         p_wilcoxon=wilcoxon_test(by_seed),
         p_sign_flip=sign_flip_test(by_seed),
@@ -155,13 +155,13 @@ def _advice(standing: Standing) -> str:
     if direct is None:
         return f"{assistant} was chosen; without a student distilled with no assistant nothing says whether it helps."
     basis = _basis(direct)
-    gain = f"{_points(direct.difference)} ({_bounds(direct.interval)}{_corrected(standing.p_direct)}, {basis})"
+    gain = f"{_points(direct.difference)} ({_bounds(direct.interval)}{_corrected(direct, standing.p_direct)}, {basis})"
     if direct.interval.sign > 0:
         return f"take {assistant}; over no assistant it gains {gain}{_sure(standing)}."
     if direct.interval.sign < 0:
         return f"take no teacher assistant; with {assistant} the student changes by {gain}."
     if direct.resolvable is None:
-        return f"cannot tell whether {assistant} helps: {gain}; one seed without answers gives no interval."
+        return f"cannot tell whether {assistant} helps: {gain}; nothing varies here that an interval could be made of."
     return (
         f"cannot tell {assistant} and no assistant apart: {gain}; differences below {_points(direct.resolvable, '')}"
         f" are not resolvable with this test set and {'this seed' if len(direct.by_seed) == 1 else 'these seeds'}"
@@ -207,7 +207,7 @@ def _assistant(standing: Standing) -> str:
 def _rule(rule: Comparison | None, p: float | None) -> str:
     if rule is None:
         return ""
-    text = f"Against the 2.5 × rule: {_points(rule.difference)} ({_bounds(rule.interval)}{_corrected(p)})"
+    text = f"Against the 2.5 × rule: {_points(rule.difference)} ({_bounds(rule.interval)}{_corrected(rule, p)})"
     if rule.interval.sign:
         return f"{text}, {'better' if rule.interval.sign > 0 else 'worse'}."
     if rule.resolvable is None:
@@ -242,8 +242,11 @@ def _bounds(interval: Interval) -> str:
     return f"{100 * interval.confidence:.0f} % interval {low} to {high}"
 
 
-def _corrected(p: float | None) -> str:
-    return "" if p is None else f", p {'< 0.001' if p < 0.001 else f'{p:.3f}'} corrected"
+def _corrected(comparison: Comparison, p: float | None) -> str:
+    """Not of one seed, whose p is of these two students and not of their strategies."""
+    return (
+        "" if p is None or len(comparison.by_seed) == 1 else f", p {'< 0.001' if p < 0.001 else f'{p:.3f}'} corrected"
+    )
 
 
 def _points(value: float, sign: str = "+") -> str:

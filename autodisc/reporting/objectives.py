@@ -7,7 +7,8 @@ m metric, s sparsity, L loss to the teacher, T the teacher's metric and f the fl
     loss_tradeoff       (L_max − L) / (L_max − L_min) + λ s   smooth, no labels; depends on the grid's ends
     chord               m + λ s, λ = (m_0 − m_K) / (s_K − s_0)
     one_standard_error  the sparsest within a standard error of the best (Breiman et al., 1984)
-    nearest_scale       − |(1 − s) − r (1 − s_student)|       the 2.5 × rule (arXiv:2311.07052), no search
+    nearest_scale       − |(1 − s) − r (1 − s_student)|       the 2.5 × rule (arXiv:2311.07052), no search;
+                        of two as near, as on a grid of tenths for a student of .9, the sparser
     smallest            s                                     no search
     uniform             any candidate with equal probability  no search
 
@@ -117,7 +118,9 @@ def _one_standard_error(candidates: Sequence[Candidate], _: Cell) -> list[float]
 def nearest_scale(times: float) -> Objective:
     return Objective(
         f"rule-{times:g}x",
-        lambda candidates, cell: [-abs((1 - c.sparsity) - times * (1 - cell.student_sparsity)) for c in candidates],
+        lambda candidates, cell: [
+            -round(abs((1 - c.sparsity) - times * (1 - cell.student_sparsity)), 9) for c in candidates
+        ],
         guarded=False,
     )
 

@@ -315,3 +315,14 @@ def test_data_that_changed_since_is_refused_before_anything_is_computed(config, 
         run(more, tmp_path / "out")
     one_line(caught)
     assert written(tmp_path / "out") == before
+
+
+def test_an_assistant_of_many_digits_is_found_by_its_rounded_name(config, tmp_path):
+    comparison = config(search={"sparsities": [1 / 3, 0.5]}, compare={"strategies": ["largest"], "seeds": [0]})
+    assert run(comparison, tmp_path) == 0
+    (record,) = [
+        record
+        for cell, record in recorded(comparison, all_cells(comparison, tmp_path), tmp_path).items()
+        if cell.kind == "assistant-0.333333"
+    ]
+    assert record.result["assistant"] == pytest.approx(1 / 3)

@@ -31,6 +31,7 @@ from autodisc.reporting.comparison_report import (
     label_places,
     write_comparison,
 )
+from autodisc.reporting.statistics import holm
 from autodisc.tasks.metrics import METRICS
 
 
@@ -114,7 +115,7 @@ def test_several_tasks_stand_in_one_table_with_their_means(whole, copied):
     table = overview_table((one, other, empty))
     assert [row[0] for row in table.rows] == ["mine", "other", "mean"]
     ours = one.strategy("autodisc")
-    first, mean = (dict(zip(table.columns[:7], row, strict=False)) for row in (table.rows[0], table.rows[-1]))
+    first, mean = (dict(zip(table.columns[:8], row, strict=False)) for row in (table.rows[0], table.rows[-1]))
     assert first["autodisc"] == f"{ours.metric.estimate:.3f}"
     assert first["over direct"] == bounds(one.gain_over("direct"), points=True)
     assert mean["regret, points"] == f"{100 * (one.choice.regret + 0.01):.1f}"
@@ -303,3 +304,14 @@ def test_labels_of_a_figure_do_not_cover_one_another():
         for other_left, other_right, other_up in boxes[one + 1 :]:
             assert right <= other_left or other_right <= left or abs(up - other_up) >= 16
     assert [right for right, _ in places] == [True] * 12 + [False]
+
+
+def test_strategies_of_one_student_have_one_interval_and_are_one_comparison(whole, computed):
+    found = section(whole, computed)
+    lines = {line.comparison.theirs: line for line in found.differences}
+    rule, smallest = (lines[name] for name in ("rule-2.5x", "smallest"))
+    assert found.strategy("rule-2.5x").assistants == found.strategy("smallest").assistants
+    assert rule.comparison.interval == smallest.comparison.interval
+    assert (rule.p, rule.p_holm) == (smallest.p, smallest.p_holm)
+    tested = {line.comparison.by_seed: line.p for line in found.differences if line.p is not None}
+    assert rule.p_holm == holm(list(tested.values()))[list(tested).index(rule.comparison.by_seed)]

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from autodisc.reporting.gains import Comparison, FrontierPoint, Standing, compare, frontier, share_best, verdict
-from autodisc.reporting.statistics import Interval, Results, resolvable
+from autodisc.reporting.statistics import Interval, Results, Spread, resolvable
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -49,13 +49,14 @@ def test_without_answers_a_comparison_is_the_paired_t_test_over_seeds():
     assert found.difference == pytest.approx(0.05 / 3)
     assert (found.p_sign_flip, found.p_mcnemar, found.examples) == (0.25, None, 0)
     error = np.std([0.01, 0.03, 0.01], ddof=1) / math.sqrt(3)
-    assert found.resolvable == pytest.approx(resolvable(error, df=2))
+    assert found.resolvable == pytest.approx(resolvable(Spread(error**2, 0.0, 2)))
 
 
 def test_examples_widen_what_seeds_alone_would_say():
     results = [answered(seed, gain=0.03) for seed in range(3)]
     without = [plain(r.seed, autodisc=r.metrics[0], direct=r.metrics[1]) for r in results]
-    assert over_direct(results).interval.high > over_direct(without).interval.high
+    assert over_direct(results).interval.high > 0.03
+    assert math.isinf(over_direct(without).interval.high)  # the seeds agree
     assert over_direct(results).difference == pytest.approx(0.03)
 
 
@@ -84,7 +85,7 @@ def test_a_strategy_against_itself_differs_by_nothing():
         Results(r.seed, ("autodisc", "direct"), (r.metrics[0],) * 2, np.stack([r.answers[0]] * 2)) for r in results
     ]
     found = over_direct(twice)
-    assert found.interval == Interval(0.0, 0.0, 0.0)
+    assert found.interval == Interval(0.0, -math.inf, math.inf)  # the same students: nothing says how far they may lie
     assert (found.p_wilcoxon, found.p_sign_flip, found.p) == (1.0, 1.0, None)
 
 
