@@ -132,9 +132,11 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             keep_ranking(space, out)
             teacher = _measure_teacher(seen, study)
             if not teacher.feasible(config.search.margin):
+                rows, part = len(seen.task.validation), len(seen.task.validation) < len(space.task.validation)
                 space.workshop.progress.say(
-                    f"teacher: its {space.task.metric.name} of {teacher.metric:.3f} does not leave the floor of"
-                    f" {teacher.floor:.3f}, so nothing can be learned from it; is it of this task, in these labels?"
+                    f"teacher: its {space.task.metric.name} of {teacher.metric:.3f} on {rows} rows of validation does"
+                    f" not leave the floor of {teacher.floor:.3f}, so nothing can be learned from it; is it of this"
+                    f" task, in these labels?{' More rows may tell: search.examples=all' if part else ''}"
                 )
             live = show_search(study, space, out, teacher=teacher.metric, storage=storage)
             with space.ledger.stage(SET_UP):

@@ -262,9 +262,10 @@ class SearchConfig(Section):
     )
     examples: Examples = Field(
         None,
-        description="Validation rows that a trial is scored on, the same for all, drawn by the seed; or all. None: a"
-        " tenth of the rows that the assistant's phase passes over, and at least 1000, so that a search stays cheap"
-        " where train is small beside validation. What is distilled is measured on all.",
+        description="Validation rows that a trial is scored on, the same for all, drawn by the seed with labels in"
+        " proportion; or all. None: a tenth of the rows that the assistant's phase passes over, at least 1000, and for"
+        " F1 and Matthews as many as hold 30 of the rarest class, so that a search stays cheap where train is small"
+        " beside validation. What is distilled is measured on all.",
     )
     retries: int = Field(
         1,
@@ -410,11 +411,14 @@ class DistillationConfig(Section):
         return 4 * self.epochs if self.student_epochs is None else self.student_epochs
 
 
-def scored_examples(search: SearchConfig, distillation: DistillationConfig, *, train: int, validation: int) -> int:
-    """How many of the rows of validation a trial is scored on, where train has so many."""
+def scored_examples(
+    search: SearchConfig, distillation: DistillationConfig, *, train: int, validation: int, least: int = 1
+) -> int:
+    """How many of the rows of validation a trial is scored on, where train has so many; ``least`` its rarest class
+    asks for."""
     asked = search.examples
     if asked is None:
-        asked = max(LEAST_SCORED, round(SCORED * distillation.epochs * train))
+        asked = max(LEAST_SCORED, least, round(SCORED * distillation.epochs * train))
     return validation if asked == "all" else min(asked, validation)
 
 

@@ -34,6 +34,8 @@ from autodisc.search.patience import MISSED
 from autodisc.search.scorers import Slices
 from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.tasks.data import Task
+from autodisc.tasks.drawing import draw_part, least_rows
+from autodisc.tasks.splits import Split
 from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
 
 # Settings that may change between calls.
@@ -116,7 +118,7 @@ def with_student(space: Workspace, out: Path) -> Workspace:
 def check_varied(task: Task) -> None:
     """Raise DataError where all labels of train or validation are one: nothing can be learned, or measured."""
     for split in (task.train, task.validation):
-        if task.kind in ("classification", "regression") and np.ptp(split.labels) == 0:
+        if _is_uniform(task, split):
             value = split.labels[0] if task.label_names is None else f"'{task.label_names[int(split.labels[0])]}'"
             raise DataError(
                 f"{split.name}: all {len(split)} labels are {value}, so no model does better than one that says nothing"
@@ -124,22 +126,35 @@ def check_varied(task: Task) -> None:
             )
 
 
+def _is_uniform(task: Task, split: Split) -> bool:
+    return task.kind in ("classification", "regression") and bool(np.ptp(split.labels) == 0)
+
+
 def scored_rows(space: Workspace) -> np.ndarray:
     """Which rows of validation a trial is scored on, in their order."""
     task, config = space.task, space.config
     train, validation = len(task.train), len(task.validation)
-    count = scored_examples(config.search, config.distillation, train=train, validation=validation)
+    least = least_rows(task.metric.name, task.kind, task.validation.labels)
+    count = scored_examples(config.search, config.distillation, train=train, validation=validation, least=least)
     if count == validation:
         return np.arange(validation)
-    return np.sort(space.workshop.runtime.generator("trials", "rows").choice(validation, size=count, replace=False))
+    return draw_part(task.validation.labels, task.kind, count, space.workshop.runtime.generator("trials", "rows"))
 
 
 def scored(space: Workspace) -> Workspace:
-    """The workspace as trials see it: its validation is the part that they are scored on."""
+    """The workspace as trials see it: its validation is the part that they are scored on.
+
+    Raises DataError where the part has one label alone.
+    """
     task, rows = space.task, scored_rows(space)
     if len(rows) == len(task.validation):
         return space
     part = replace(task, validation=task.validation.select(rows))
+    if _is_uniform(task, part.validation):
+        raise DataError(
+            f"search.examples: the {len(rows)} rows of validation that trials would be scored on have one label alone;"
+            " take more, or all"
+        )
     return replace(space, task=part, workshop=replace(space.workshop, task=part))
 
 

@@ -105,6 +105,19 @@ def test_the_rows_that_trials_see_are_the_seed_s_and_all_where_all_are_asked_for
     assert {seen().fingerprint, seen(examples="all").fingerprint, seen(examples=80).fingerprint} == {whole.fingerprint}
 
 
+def test_a_part_of_one_label_is_refused_before_anything_is_written(config, furnished, tmp_path):
+    data = Path(shutil.copytree(furnished / "data", tmp_path / "data"))
+    rows = [f"w1 w2,{int(i == 7)}" for i in range(80)]
+    (data / "validation.csv").write_text("\n".join(["sentence,label", *rows]) + "\n")
+    settings = config(task={"data": str(data)}, search={"examples": 10})
+    with pytest.raises(
+        DataError, match=r"^search\.examples: the 10 rows of validation .* have one label alone"
+    ) as caught:
+        api.search(settings, tmp_path / "out")
+    one_line(caught)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_rerun_returns_the_same_result_and_computes_nothing(config, study, monkeypatch):
     first = json.loads(next((study / "records").glob("search-*.json")).read_text())
     before = records(study)

@@ -116,6 +116,8 @@ def test_a_wrong_type_or_value_is_refused_by_the_fields_name(pattern, overrides)
 def test_a_trial_is_scored_on_a_tenth_of_what_the_assistant_s_phase_passes_over(examples, train, validation, expected):
     asked, budget = SearchConfig(examples=examples), DistillationConfig(epochs=2)
     assert scored_examples(asked, budget, train=train, validation=validation) == expected
+    rarer = scored_examples(asked, budget, train=train, validation=validation, least=1800)
+    assert rarer == (min(validation, max(expected, 1800)) if examples is None else expected)
 
 
 @pytest.mark.parametrize("value", [0, 1, 1.5, -0.1, float("nan")])

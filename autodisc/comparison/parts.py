@@ -1,7 +1,8 @@
 """What the study would have chosen on another part of validation, from its candidates' recorded predictions.
 
-A part is drawn without replacement, the same rows for every candidate, ``DRAWS`` times; metric, floor and standard
-error are the part's own, so that fewer candidates leave the floor there. Recovery costs what it did, trials their part.
+A part is drawn as a search draws its own (``drawing``), the same rows for every candidate, ``DRAWS`` times; metric,
+floor and standard error are the part's own, so that fewer candidates leave the floor there. Recovery costs what it did,
+trials their part.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from autodisc.comparison.strategies import Group
 from autodisc.config import scored_examples
 from autodisc.reporting.fidelity import DIRECT, Truth
 from autodisc.search.tradeoff import Score, best
+from autodisc.tasks.drawing import draw_part, least_rows
 from autodisc.tasks.metrics import METRICS
 
 SHARES = (0.1, 0.3)
@@ -38,8 +40,9 @@ def shares_of(config: ComparisonConfig, group: Group) -> dict[float, str]:
     if cell is None or not cell.predicted:
         return {}
     total, train = len(cell.labels), cell.values["data"]["examples"]["train"]
-    default = config.search.model_copy(update={"examples": None})
-    budget = scored_examples(default, config.distillation, train=train, validation=total)
+    default, metric = config.search.model_copy(update={"examples": None}), METRICS[cell.values["data"]["metric"]]
+    least = least_rows(metric.name, metric.kind, cell.labels)
+    budget = scored_examples(default, config.distillation, train=train, validation=total, least=least)
     counts = {*(round(share * total) for share in SHARES), budget, total} - {_seen(cell), 0}
     named = {count / total: f"{count / total:.0%} of validation" for count in sorted(counts)}
     return {share: f"{name} (default)" if share == budget / total else name for share, name in named.items()}
@@ -53,9 +56,9 @@ def on_a_part(
     if cell is None or not cell.predicted or len(cell.predictions) != len(group.grid):
         return None
     students = dict(zip(truth.results.names, truth.results.metrics, strict=True))
-    regrets = []
+    kind, regrets = METRICS[cell.values["data"]["metric"]].kind, []
     for _ in range(DRAWS if share < 1 else 1):
-        rows = rng.choice(len(cell.labels), size=max(1, round(share * len(cell.labels))), replace=False)
+        rows = draw_part(cell.labels, kind, max(1, round(share * len(cell.labels))), rng)
         chosen = best(_scores(cell, group, rows), config.search.lam, config.search.margin)
         name = DIRECT if chosen is None else f"{group.grid[chosen]:g}"
         if name not in students:

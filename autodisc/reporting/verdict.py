@@ -104,7 +104,8 @@ def _way_out(study: StudySummary) -> str:
     if teacher is not None and study.teacher_feasible is False:
         return (
             f"The teacher, with {units.fixed(teacher.validation_metric)}, does not leave it either: nothing can be"
-            " learned from it. Is it of this task, and are the labels in its order?"
+            " learned from it. Is it of this task, and are the labels in its order? If trials were scored on a part of"
+            " validation, more rows may tell (search.examples)."
         )
     if study.scorer == "pruned":
         return "Search with --scorer recovered, or add lower sparsities to the grid."
