@@ -14,8 +14,8 @@ _HANG_ON_THE_RAREST: tuple[MetricName, ...] = ("f1", "f1_macro", "accuracy_f1", 
 def draw_part(labels: np.ndarray, kind: Kind, count: int, rng: np.random.Generator) -> np.ndarray:
     """``count`` of N rows, in their order: every N / count-th of the rows ordered by label, alike ones at random.
 
-    Each class is there as often as among the ``labels``, (N,) or (N, columns), to within one row. Sentences of words are
-    ordered by their entities, blocks of text not at all.
+    Each class is there as often as among the ``labels``, (N,) or (N, columns), to within one row. Sentences of words
+    are ordered by their entities, blocks of text not at all.
     """
     N, key = len(labels), _key(kind, labels)
     order = rng.permutation(N) if key is None else np.lexsort((rng.random(N), key))
