@@ -43,11 +43,11 @@ from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import STANDARD_RATIO, Candidate, Ranking, all_candidates, candidate, nested_candidates
 from autodisc.pruning.importance import calibration, rank_units
 from autodisc.reporting.model_card import origin_of, write_card
-from autodisc.reporting.records import environment, write_record
+from autodisc.reporting.records import environment, held_out_by, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import number_of_batches
-from autodisc.tasks.data import Split, Task, find_kind, load_task
+from autodisc.tasks.data import HELD_OUT, Split, Task, find_kind, load_task
 
 SET_UP, TEACHER_METRIC = "set-up", "teacher metric"  # stages
 RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
@@ -211,12 +211,18 @@ class Workspace:
             "kind": kind,
             "strategy": strategy,
             "config": self.config.model_dump(mode="json"),
-            "task": describe_task(self.task),
+            "task": {**describe_task(self.task), "final_is_doubtful": kind != "finetune" and self.is_final_doubtful},
             "teacher": self.made_teacher(),
             "environment": self.environment(),
             "seed": self.config.runtime.seed,
             "cost": self.ledger.as_dict(),
         }
+
+    @property
+    def is_final_doubtful(self) -> bool:
+        """Whether the final split was taken from train, and nothing shows that the teacher was not trained on it."""
+        task = self.task
+        return task.final_name == HELD_OUT and not held_out_by(self.config.teacher.model, task.final.fingerprint)
 
     def made_teacher(self) -> dict[str, str]:
         """Of which teacher: its name, its weights' fingerprint and its settings'."""

@@ -487,3 +487,20 @@ def test_a_teacher_at_the_floor_is_said_by_search_and_report(
     assert any(line.startswith(said) for line in listener.said)
     write_report([tmp_path / "s"], tmp_path / "r.html")
     assert "The teacher, with 0.500, does not leave it either" in (tmp_path / "r.md").read_text()
+
+
+def test_a_final_split_that_the_teacher_may_have_seen_is_said_so(config, furnished, tmp_path):
+    data = Path(shutil.copytree(furnished / "data", tmp_path / "data"))
+    (data / "test.csv").unlink()
+    foreign = config(task={"data": str(data)})
+    own = config(
+        task={"data": str(data)},
+        teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 1, "batch_size": 32, "lr": 3e-3}},
+    )
+    api.finetune(own, tmp_path / "teacher")
+    made = config(task={"data": str(data)}, teacher={"model": str(tmp_path / "teacher")})
+    assert open_workspace(foreign).made("distill", None)["task"]["final_is_doubtful"]
+    assert not open_workspace(made).made("distill", None)["task"]["final_is_doubtful"]
+    assert not open_workspace(config()).made("distill", None)["task"]["final_is_doubtful"]  # with a test file
+    other = config(task={"data": str(data), "held_out": 0.3}, teacher={"model": str(tmp_path / "teacher")})
+    assert open_workspace(other).made("distill", None)["task"]["final_is_doubtful"]

@@ -55,6 +55,11 @@ def caveats(records: Sequence[Record]) -> tuple[str, ...]:
             unlike = [*unlike[:_CAVEAT_KEYS], f"and {len(unlike) - _CAVEAT_KEYS} more"]
         if unlike:
             found.append(f"{_name(first)} and {_name(other)} were not run alike: {'; '.join(unlike)}.")
+    if any(record.values["task"].get("final_is_doubtful") for record in compared):
+        found.append(
+            "The final split is of train, and the teacher may have been trained on it: its figure there, and what"
+            " starts from it, may be too good. Give a labelled test file, or a teacher made by autodisc finetune."
+        )
     if any(record.values["environment"].get("dirty") for record in compared):
         found.append("The source had changes that its revision does not hold.")
     if len({record.values["seed"] for record in compared}) == 1:

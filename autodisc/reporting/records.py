@@ -130,6 +130,15 @@ def latest(records: Sequence[Record], kind: str, *, strategy: str | None = None)
     return max(fitting, key=lambda record: record.created, default=None)
 
 
+def held_out_by(teacher: str, fingerprint: str) -> bool:
+    """Whether the folder of ``teacher`` records a fine-tuning whose final split had this fingerprint."""
+    folder = Path(teacher)
+    if not any((folder / "records").glob("finetune-*.json")):
+        return False
+    made = latest(read_records([folder]), "finetune")
+    return made is not None and made.values["task"]["fingerprints"].get("final") == fingerprint
+
+
 def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:
     """Where a run took place: versions, hardware, and the revision of autodisc's source where it is a checkout."""
     revision, dirty = _revision(Path(__file__).resolve().parents[1])

@@ -184,3 +184,9 @@ def test_the_lines_that_load_a_model_do_so(
         with torch.inference_mode():
             assert torch.equal(names["model"](**inputs).logits, student(**inputs).logits)
     assert Path("modeling_autodisc.py").is_file()
+
+
+def test_figures_on_what_the_teacher_may_have_seen_are_said_to_be(values):
+    said = "may have been trained on these texts"
+    assert said not in render_card(values)
+    assert said in render_card({**values, "task": {**values["task"], "final_is_doubtful": True}})

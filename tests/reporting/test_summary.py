@@ -194,3 +194,11 @@ def test_a_candidate_that_was_stopped_early_is_told_of_and_neither_ranked_nor_ca
     assert not any("failed" in text for text in study.against)
     (row,) = (row for row in trial_table(study).rows if row[0] == "0.3")
     assert row[-1] == "stopped early: 0.700 on 640 examples"
+
+
+def test_a_final_split_that_the_teacher_may_have_seen_is_a_caveat(make, tmp_path):
+    doubtful = make.search()
+    doubtful["task"]["final_is_doubtful"] = True
+    for name, record, told in (("one", make.search(), False), ("two", doubtful, True)):
+        make.write(tmp_path / name, record)
+        assert any("may have been trained on it" in text for text in _one(tmp_path / name).caveats) == told
