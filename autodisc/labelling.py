@@ -31,7 +31,7 @@ from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
-from autodisc.tasks.metrics import BINARY, GLUE, Metric, decode
+from autodisc.tasks.metrics import GLUE, Metric, decode
 from autodisc.tasks.sentences import tokenised
 from autodisc.tasks.surveys import surveyed
 from autodisc.workspace import label_names
@@ -256,8 +256,7 @@ class _Labels:
         """How they are read as a model's ``classes``, integers by ``order``; DataError for the first that is none."""
         if classes is None:
             return columns.Labels(None)
-        if metric.name in BINARY and len(classes) != 2:
-            raise ConfigError(f"--metric: {metric.name} is for 2 classes, the model has {len(classes)}; take f1_macro")
+        columns.check_positive(metric, classes, order, setting="--metric", whose="model has")
         labels = columns.Labels.of_values(
             {columns.class_text(value, classes) for value, _ in self._rows.values()}, classes, classes, order
         )

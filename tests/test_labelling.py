@@ -212,6 +212,15 @@ def test_a_file_is_evaluated_as_its_rows_are_as_a_split(model, logits_by_inferen
     assert found["examples"] == 60
 
 
+def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_another(tmp_path, tiny, word_tokenizer):
+    made = tiny("bert", layers=1)
+    made.config.id2label = {0: "equivalent", 1: "not_equivalent"}
+    save_model(made, word_tokenizer, tmp_path / "m")
+    rows = [{**row, "label": i % 2} for i, row in enumerate(sentences(4))]
+    with pytest.raises(ConfigError, match="--metric: accuracy_f1 is of the data set's class 1, equivalent, which the"):
+        evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
+
+
 def test_rows_are_read_some_at_a_time(tmp_path):
     for suffix in (".csv", ".jsonl", ".parquet"):
         path = written(tmp_path / f"in{suffix}", sentences(50))

@@ -116,10 +116,7 @@ class Labels:
                     f"labels: the data set's {said}; the teacher has other names ({', '.join(known[:SHOWN])}), and"
                     " its classes are taken to be in the same order"
                 )
-        if metric.name in BINARY and len(labels.names or ()) != 2:
-            raise ConfigError(
-                f"task.metric: {metric.name} is for 2 classes, the labels have {len(labels.names or ())}; take f1_macro"
-            )
+        check_positive(metric, labels.names or (), order, setting="task.metric", whose="labels have")
         return labels
 
     @classmethod
@@ -184,6 +181,21 @@ def order_of(own: tuple[str, ...] | None, known: tuple[str, ...] | None) -> tupl
     if sorted(mine) != sorted(theirs) or len(set(mine)) < len(mine):
         return None
     return tuple(theirs.index(name) for name in mine)
+
+
+def check_positive(
+    metric: Metric, classes: Sequence[str], order: tuple[int, ...] | None, *, setting: str, whose: str
+) -> None:
+    """Raise ConfigError where a metric of class 1 has no such class, or the model has the data set's as another."""
+    if metric.name not in BINARY:
+        return
+    if len(classes) != 2:
+        raise ConfigError(f"{setting}: {metric.name} is for 2 classes, the {whose} {len(classes)}; take f1_macro")
+    if order is not None and order[1] != 1:
+        raise ConfigError(
+            f"{setting}: {metric.name} is of the data set's class 1, {classes[order[1]]}, which the model has as class"
+            f" {order[1]}; take accuracy, f1_macro or matthews, or a model with the data set's order"
+        )
 
 
 def _bare(name: str) -> str:

@@ -78,6 +78,17 @@ def test_a_binary_metric_refuses_three_classes(write, load):
         load(metric="f1")
 
 
+@pytest.mark.parametrize("labels", [(0, 1), ("not_equivalent", "equivalent")], ids=["ids", "names"])
+def test_f1_is_refused_where_the_teacher_has_the_positive_class_as_another(write, load, labels):
+    pair = [{"sentence1": "w0", "sentence2": "w1", "label": label} for label in labels]
+    write(train=pair, validation=pair, test=pair)
+    swapped = ("equivalent", "not_equivalent")
+    with pytest.raises(ConfigError, match="task.metric: accuracy_f1 is of the data set's class 1, equivalent, which the"):
+        load("mrpc", metric=None, label_names=swapped)
+    assert load("mrpc", metric="f1_macro", label_names=swapped).train.labels.tolist() == [1, 0]
+    assert load("mrpc", metric=None, label_names=swapped[::-1]).train.labels.tolist() == [0, 1]
+
+
 OWN = ("entailment", "neutral", "contradiction")  # GLUE's order
 
 
