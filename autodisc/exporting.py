@@ -26,7 +26,7 @@ from autodisc.config import BATCH, LENGTH, BudgetConfig, StudyConfig
 from autodisc.errors import ConfigError, StudyError
 from autodisc.files import is_free
 from autodisc.finished import Finished, open_finished
-from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
+from autodisc.models.checkpoints import load, load_model, load_model_config, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
 from autodisc.models.inference import evaluation_batch
 from autodisc.models.latency import is_whole
@@ -41,7 +41,7 @@ from autodisc.search.students import uses_of
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, disk_errors, open_workspace, refuse_here, size
+from autodisc.workspace import Workspace, as_trained, disk_errors, open_workspace, refuse_here, size
 
 Format = Literal["autodisc", "dense", "onnx"]
 INT8 = "model.int8.onnx"
@@ -189,6 +189,7 @@ def export_model(
         return _export(found, load_tokenizer(model), None, out, facts, since, format=format)
     if config.teacher.device_map is not None:
         raise ConfigError("teacher.device_map: a model that is exported is opened whole; leave the map out")
+    config = config.model_copy(update={"task": as_trained(config.task, load_model_config(model))})
     space = open_workspace(config, progress=progress)
     return _export(space.teacher, space.tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
 

@@ -221,6 +221,28 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
         evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
 
 
+def test_a_model_reads_as_many_tokens_as_it_was_trained_on_unless_asked_for_others(
+    tmp_path, tiny, word_tokenizer, make_listener
+):
+    made = tiny("bert", layers=1)
+    made.config.trained_length = 16
+    save_model(made, word_tokenizer, tmp_path / "m")
+    source = written(tmp_path / "in.jsonl", [{"sentence": " ".join(["w1"] * n), "label": n % 2} for n in (3, 30, 40)])
+
+    def found(**asked: int) -> tuple[list[float], list[str]]:
+        heard, task = make_listener(), TaskConfig(name="toy", metric="accuracy", **asked)
+        predict_file(tmp_path / "m", source, tmp_path / "out.jsonl", task=task, runtime=FP32, progress=heard)
+        evaluate_file(tmp_path / "m", source, task=task, runtime=FP32, progress=heard)
+        return [row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")], heard.said
+
+    assert found() == found(max_length=16)
+    assert found()[1] == [
+        f"{source}: 2 of 3 rows have 16 tokens or more, of which so many are read; --max-length is more"
+    ] * 2
+    assert found(max_length=64) != found()
+    assert found(max_length=64)[1] == []
+
+
 def test_rows_are_read_some_at_a_time(tmp_path):
     for suffix in (".csv", ".jsonl", ".parquet"):
         path = written(tmp_path / f"in{suffix}", sentences(50))

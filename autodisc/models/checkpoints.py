@@ -62,8 +62,10 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
+TRAINED_LENGTH = "trained_length"  # in a configuration: tokens that texts were cut to when autodisc trained it
 # Of a configuration, what decides no answer: names, and how it was saved or is run.
 SAY_NOTHING = {
+    TRAINED_LENGTH,
     *("transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "autodisc", "quantization_config"),
     *("id2label", "label2id", "problem_type", "finetuning_task", "use_cache", "return_dict", "gradient_checkpointing"),
 }
@@ -233,6 +235,11 @@ def own_head(model: PreTrainedModel) -> Head:
         same = [known for known, (family, _) in NAMES.items() if family == model.config.model_type]
         raise ModelError(f"model: a {name} has none of the heads that are supported; give a {' or '.join(same)}")
     return PRUNED[name][1]
+
+
+def trained_length(config: PretrainedConfig) -> int | None:
+    """Tokens that a model was trained to read of a text; None where autodisc has not trained it."""
+    return getattr(config, TRAINED_LENGTH, None)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:
