@@ -20,6 +20,7 @@ from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.reporting.texts import csv_text
 from autodisc.tasks import files
 from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
@@ -221,6 +222,16 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
         evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
 
 
+@pytest.mark.parametrize("text", ["w1\rw2", "w1\nw2", "w1\r\nw2", "w1\r\n", 'w1 "w2",', " w1"])
+def test_a_cell_of_csv_is_read_as_it_was_written(tmp_path, text):
+    rows = [{"sentence": text, "last": text}, {"sentence": "w3", "last": "w4"}]
+    with files.writing(tmp_path / "out.csv", "csv", ("sentence", "last"), None) as writer:
+        writer.write(rows)
+    assert [row for chunk in files.read_rows(tmp_path / "out.csv") for row in chunk] == rows
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"sentence,last\n")
+    assert csv_text(rows).encode() == (tmp_path / "out.csv").read_bytes()
+
+
 def test_a_model_reads_as_many_tokens_as_it_was_trained_on_unless_asked_for_others(
     tmp_path, tiny, word_tokenizer, make_listener
 ):
@@ -236,9 +247,10 @@ def test_a_model_reads_as_many_tokens_as_it_was_trained_on_unless_asked_for_othe
         return [row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")], heard.said
 
     assert found() == found(max_length=16)
-    assert found()[1] == [
-        f"{source}: 2 of 3 rows have 16 tokens or more, of which so many are read; --max-length is more"
-    ] * 2
+    assert (
+        found()[1]
+        == [f"{source}: 2 of 3 rows have 16 tokens or more, of which so many are read; --max-length is more"] * 2
+    )
     assert found(max_length=64) != found()
     assert found(max_length=64)[1] == []
 

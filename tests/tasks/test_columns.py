@@ -83,7 +83,9 @@ def test_f1_is_refused_where_the_teacher_has_the_positive_class_as_another(write
     pair = [{"sentence1": "w0", "sentence2": "w1", "label": label} for label in labels]
     write(train=pair, validation=pair, test=pair)
     swapped = ("equivalent", "not_equivalent")
-    with pytest.raises(ConfigError, match="task.metric: accuracy_f1 is of the data set's class 1, equivalent, which the"):
+    with pytest.raises(
+        ConfigError, match=r"task\.metric: accuracy_f1 is of the data set's class 1, equivalent, which the"
+    ):
         load("mrpc", metric=None, label_names=swapped)
     assert load("mrpc", metric="f1_macro", label_names=swapped).train.labels.tolist() == [1, 0]
     assert load("mrpc", metric=None, label_names=swapped[::-1]).train.labels.tolist() == [0, 1]
