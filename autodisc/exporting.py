@@ -140,6 +140,7 @@ def export(
     balance = _balance(finished, sparsity, balance)
     space = finished.open(config, progress=progress)
     facts: dict[str, Any] = {}
+    card: Path | None = None
 
     def cut(point: float) -> Candidate:
         return candidate(space.ranking(), point, balance=balance, student=space.student.sparsity)
@@ -158,9 +159,9 @@ def export(
         assert finished.student is not None
         assert finished.distilled is not None
         facts |= {"source": str(finished.student), "sparsity": finished.distilled.result["student"]["sparsity"]}
-        model, tokenizer = load(finished.student), load_tokenizer(finished.student)
+        model, tokenizer, card = load(finished.student), load_tokenizer(finished.student), finished.student / CARD
     facts["teacher"] = finished.searched.result["teacher"]
-    return _export(model, tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
+    return _export(model, tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset, card=card)
 
 
 def export_model(
@@ -238,6 +239,7 @@ def _export(
     format: Format,
     int8: bool = False,
     opset: int | None = None,
+    card: Path | None = None,
 ) -> dict[str, Any]:
     """Measure, write under a temporary name, rename: there is a whole folder or none."""
     progress = space.workshop.progress if space else Silent()
@@ -259,7 +261,7 @@ def _export(
                     result["max_difference"] = _difference(model, written, space)
                 save_model(written, tokenizer, partial)
             if format == "autodisc":
-                _write_card(partial, result, space)
+                _write_card(partial, result, space, card)
             result["bytes"] = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(out)
@@ -272,10 +274,9 @@ def _export(
     return {**result, "seconds": time.perf_counter() - since}
 
 
-def _write_card(folder: Path, result: dict[str, Any], space: Workspace | None) -> None:
+def _write_card(folder: Path, result: dict[str, Any], space: Workspace | None, card: Path | None) -> None:
     """A distilled student's own card; of a candidate that was cut out, what is known of it."""
-    card = Path(result["source"]) / CARD
-    if card.is_file():
+    if card is not None and card.is_file():
         shutil.copy(card, folder / CARD)
     elif space is not None and "teacher" in result:
         names = ("sparsity", "params", "total_params", "macs")

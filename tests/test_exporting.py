@@ -80,6 +80,14 @@ def test_any_sparsity_between_the_supernets_and_the_students_can_be_cut(searched
         assert made["sparsity"] == sparsity
 
 
+def test_a_cut_has_no_card_of_a_folder_that_is_called_as_its_scorer_is(searched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recovered").mkdir()
+    (tmp_path / "recovered" / "README.md").write_text("another model")
+    exporting.export(searched, tmp_path / "cut", sparsity=0.5)
+    assert "sparsity 0.5" in (tmp_path / "cut" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("sparsity", [0.2, 0.91, 0.0, 1.5, -1.0])
 def test_a_sparsity_beyond_the_supernet_is_refused_with_its_range(searched, tmp_path, sparsity):
     refused(
