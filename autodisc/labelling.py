@@ -288,7 +288,7 @@ class _Texts:
         self.of(rows, done)
         if labels is not None:
             for i, row in enumerate(rows, done + 1):
-                labels.see(columns.filled(row.get(labels.column), self._where, i, labels.column), i)
+                labels.see(columns.one_label(row.get(labels.column), self._where, i, labels.column), i)
 
     def of(self, rows: Sequence[Row], done: int) -> list[tuple[str, ...]]:
         """The texts of rows that ``done`` others came before."""

@@ -193,11 +193,12 @@ def _writing(
         return
     schema = None if survey.schema is None else files.with_columns(survey.schema, {PREDICTION: [OUTSIDE]})
     with files.writing(out, to, (*survey.columns, PREDICTION), schema) as writer:
-        yield lambda rows: writer.write([_flat(row) for row in rows] if to == "csv" else rows)
+        yield lambda rows: writer.write([_flat(row, (words, PREDICTION)) for row in rows] if to == "csv" else rows)
 
 
-def _flat(row: Row) -> Row:
-    return {name: " ".join(value) if isinstance(value, list) else value for name, value in row.items()}
+def _flat(row: Row, lists: Sequence[str]) -> Row:
+    joined = {name: " ".join(row[name]) for name in lists if isinstance(row[name], list)}
+    return {**row, **joined}
 
 
 @contextlib.contextmanager

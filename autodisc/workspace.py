@@ -30,6 +30,7 @@ from autodisc.models.checkpoints import (
     load_tokenizer,
     own_head,
     pad_alike,
+    refuse_many_labels,
     resolve,
     settings_digest,
     spaced_words,
@@ -388,6 +389,8 @@ def _known(config: StudyConfig, head: Head) -> tuple[str, ...] | None:
             f"teacher: {config.teacher.model} is a {FINE_TUNED[own]}, but task '{config.task.name}' is of kind"
             f" {find_kind(config.task)}, which takes a {FINE_TUNED[head]}; give one, or another --kind"
         )
+    if head == "sequence":
+        refuse_many_labels(config.teacher.model, found)
     return None if head == "causal" else label_names(found)
 
 

@@ -15,7 +15,7 @@ import pytest
 from scipy.special import softmax
 
 from autodisc.benching import bench
-from autodisc.config import RuntimeConfig, TaskConfig
+from autodisc.config import RuntimeConfig, TaskConfig, make_config
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
@@ -24,7 +24,7 @@ from autodisc.reporting.texts import csv_text
 from autodisc.tasks import files
 from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
-from autodisc.workspace import _other_student
+from autodisc.workspace import _other_student, open_workspace
 
 FP32 = RuntimeConfig(device="cpu", precision="fp32", threads=1)
 TASK = TaskConfig(name="toy", metric="accuracy")
@@ -220,6 +220,22 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
     rows = [{**row, "label": i % 2} for i, row in enumerate(sentences(4))]
     with pytest.raises(ConfigError, match="--metric: accuracy_f1 is of the data set's class 1, equivalent, which the"):
         evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
+
+
+def test_a_model_of_several_labels_a_text_is_refused_but_for_fine_tuning(tmp_path, tiny, word_tokenizer):
+    made = tiny("bert", layers=1, num_labels=3)
+    made.config.problem_type = "multi_label_classification"
+    save_model(made, word_tokenizer, tmp_path / "m")
+    source = written(tmp_path / "in.csv", sentences(3))
+    settings = {"task": {"name": "toy", "metric": "accuracy"}, "teacher": {"model": str(tmp_path / "m")}}
+    for call in (
+        lambda: predict_file(tmp_path / "m", source, tmp_path / "out.csv", task=TASK, runtime=FP32),
+        lambda: evaluate_file(tmp_path / "m", source, task=TASK, runtime=FP32),
+        lambda: open_workspace(make_config(settings)),
+    ):
+        with pytest.raises(ModelError, match="m: gives a text several labels"):
+            call()
+    assert load_model(tmp_path / "m", num_labels=3).config.problem_type is None
 
 
 @pytest.mark.parametrize("text", ["w1\rw2", "w1\nw2", "w1\r\nw2", "w1\r\n", 'w1 "w2",', " w1"])

@@ -151,6 +151,15 @@ def test_words_beyond_the_models_length_are_tagged_as_none(tagged, tmp_path):
     assert row["prediction"] == ["B-one", "O", "B-two", "I-two", "O", "O", "O", "O", "O", "O"]
 
 
+def test_lists_of_others_are_json_in_a_csv_of_tags(tagged, tmp_path):
+    row = {"tokens": ["good", "w1"], "ner_tags": [1, 0], "tags": ["B-one", "O"]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    task, runtime = TaskConfig(name="mine"), RuntimeConfig(**RUNTIME)
+    predict_file(tagged / "teacher", tmp_path / "in.jsonl", tmp_path / "out.csv", task=task, runtime=runtime)
+    (found,) = pandas.read_csv(tmp_path / "out.csv").to_dict("records")
+    assert found == {"tokens": "good w1", "ner_tags": "[1, 0]", "tags": '["B-one", "O"]', "prediction": "B-one O"}
+
+
 def test_a_candidate_of_words_is_exported_with_its_metric(tagged, tagged_study, tmp_path):
     out, _ = tagged_study
     for format in ("autodisc", "dense"):

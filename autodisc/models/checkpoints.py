@@ -107,6 +107,8 @@ def load_model(
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
+    if head == "sequence" and num_labels is None:
+        refuse_many_labels(name, config)
     outputs = config.num_labels
     another = CheckpointError(
         f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
@@ -125,8 +127,7 @@ def load_model(
             return pruned if device_map is None else settle(pruned, home or torch.device("cpu"))
         if num_labels is not None:
             config.num_labels = num_labels
-            if num_labels == 1:
-                config.problem_type = "regression"
+            config.problem_type = "regression" if num_labels == 1 else None
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
         how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
@@ -164,6 +165,14 @@ def load_model(
     if device_map is not None:
         opened = settle(opened, home or torch.device("cpu"))
     return opened.eval()
+
+
+def refuse_many_labels(name: str | Path, config: PretrainedConfig) -> None:
+    if config.problem_type == "multi_label_classification":
+        raise ModelError(
+            f"{name}: gives a text several labels (problem_type {config.problem_type}), which is not supported; give a"
+            " model of one label a text"
+        )
 
 
 def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:

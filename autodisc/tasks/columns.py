@@ -96,7 +96,7 @@ class Labels:
             return cls(None)
         values = set()
         for i, value in enumerate(cells(train, config.label), 1):
-            filled(value, "train", i, config.label)
+            one_label(value, "train", i, config.label)
             text = class_text(value, known or ())
             if text not in (known or ()) and _DECIMAL.fullmatch(text):
                 raise DataError(
@@ -150,7 +150,7 @@ class Labels:
 
     def number(self, value: Any, where: str, row: int, column: str) -> float:
         """One label as a class id, or as the value of a regression."""
-        filled(value, where, row, column)
+        one_label(value, where, row, column)
         return _number(value, where, row) if self.names is None else self._id(value, where, row)
 
     def _id(self, value: Any, split: str, row: int) -> int:
@@ -220,10 +220,15 @@ def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def filled(value: Any, where: str, row: int, column: str) -> Any:
-    """``value``, which a cell must have."""
+def one_label(value: Any, where: str, row: int, column: str) -> Any:
+    """``value``, which a cell must have, and no other beside it."""
     if _missing(value):
         raise _missing_error(column, where, row)
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{where} row {row}: label is a {type(value).__name__}; a row has one label, several are not supported."
+            " Write one a row, or for a tag a word take --kind tokens"
+        )
     return value
 
 
