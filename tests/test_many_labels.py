@@ -281,6 +281,11 @@ def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):
     code, out, err = ran(f"predict --model {teacher} --file {data}/test.conll --precision fp32 --quiet")
     assert code == 0, err
     assert {"tokens", "prediction"} == json.loads(out.splitlines()[0]).keys()
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"task: {{name: mine, kind: tokens, metric: entity_f1, data: gone}}\nteacher: {{model: {teacher}}}\n"
+    )
+    assert ran(f"predict --config {study} --file {data}/test.conll --precision fp32 --quiet") == (0, out, "")
     code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind classification {here}")
     assert (code, err.count("\n")) == (2, 1)
     assert "--metric" in err
