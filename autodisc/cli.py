@@ -19,6 +19,7 @@ from autodisc.errors import AutodiscError
 from autodisc.interrupts import termination_interrupts
 
 INTERRUPTED = 130  # what shells report of a process that SIGINT ended
+GOES_ON = ("finetune", "search", "worker", "distill", "baseline", "run", "demo", "compare")  # the others keep nothing
 
 app = typer.Typer(
     help="Distil a fine-tuned transformer to a tiny student, through a teacher assistant chosen in one cheap study.",
@@ -48,7 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _explain(error)
     if code == INTERRUPTED:
-        print("interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        kept = next((word for word in arguments if not word.startswith("-")), "") in GOES_ON
+        after = (
+            "what was finished is kept, the same command goes on from there" if kept else "the same command begins anew"
+        )
+        print(f"interrupted; {after}", file=sys.stderr)
     return code
 
 

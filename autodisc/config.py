@@ -71,7 +71,7 @@ def _count(value: Any) -> Any:
     return value
 
 
-_PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9}
+_PREFIXES = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 Count = Annotated[int, BeforeValidator(_count), Field(ge=1)]
 
 

@@ -26,7 +26,7 @@ from autodisc.config import BATCH, LENGTH, BudgetConfig, StudyConfig
 from autodisc.errors import ConfigError, StudyError
 from autodisc.files import is_free
 from autodisc.finished import Finished, open_finished
-from autodisc.models.checkpoints import load, load_model, load_tokenizer, save_model
+from autodisc.models.checkpoints import load, load_model, load_model_config, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
 from autodisc.models.inference import evaluation_batch
 from autodisc.models.latency import is_whole
@@ -41,7 +41,7 @@ from autodisc.search.students import uses_of
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, disk_errors, open_workspace, refuse_here, size
+from autodisc.workspace import Workspace, as_trained, disk_errors, open_workspace, refuse_here, size
 
 Format = Literal["autodisc", "dense", "onnx"]
 INT8 = "model.int8.onnx"
@@ -140,6 +140,7 @@ def export(
     balance = _balance(finished, sparsity, balance)
     space = finished.open(config, progress=progress)
     facts: dict[str, Any] = {}
+    card: Path | None = None
 
     def cut(point: float) -> Candidate:
         return candidate(space.ranking(), point, balance=balance, student=space.student.sparsity)
@@ -158,9 +159,9 @@ def export(
         assert finished.student is not None
         assert finished.distilled is not None
         facts |= {"source": str(finished.student), "sparsity": finished.distilled.result["student"]["sparsity"]}
-        model, tokenizer = load(finished.student), load_tokenizer(finished.student)
+        model, tokenizer, card = load(finished.student), load_tokenizer(finished.student), finished.student / CARD
     facts["teacher"] = finished.searched.result["teacher"]
-    return _export(model, tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
+    return _export(model, tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset, card=card)
 
 
 def export_model(
@@ -189,6 +190,7 @@ def export_model(
         return _export(found, load_tokenizer(model), None, out, facts, since, format=format)
     if config.teacher.device_map is not None:
         raise ConfigError("teacher.device_map: a model that is exported is opened whole; leave the map out")
+    config = config.model_copy(update={"task": as_trained(config.task, load_model_config(model))})
     space = open_workspace(config, progress=progress)
     return _export(space.teacher, space.tokenizer, space, out, facts, since, format=format, int8=int8, opset=opset)
 
@@ -237,6 +239,7 @@ def _export(
     format: Format,
     int8: bool = False,
     opset: int | None = None,
+    card: Path | None = None,
 ) -> dict[str, Any]:
     """Measure, write under a temporary name, rename: there is a whole folder or none."""
     progress = space.workshop.progress if space else Silent()
@@ -258,7 +261,7 @@ def _export(
                     result["max_difference"] = _difference(model, written, space)
                 save_model(written, tokenizer, partial)
             if format == "autodisc":
-                _write_card(partial, result, space)
+                _write_card(partial, result, space, card)
             result["bytes"] = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file())
             out.parent.mkdir(parents=True, exist_ok=True)
             partial.rename(out)
@@ -271,10 +274,9 @@ def _export(
     return {**result, "seconds": time.perf_counter() - since}
 
 
-def _write_card(folder: Path, result: dict[str, Any], space: Workspace | None) -> None:
+def _write_card(folder: Path, result: dict[str, Any], space: Workspace | None, card: Path | None) -> None:
     """A distilled student's own card; of a candidate that was cut out, what is known of it."""
-    card = Path(result["source"]) / CARD
-    if card.is_file():
+    if card is not None and card.is_file():
         shutil.copy(card, folder / CARD)
     elif space is not None and "teacher" in result:
         names = ("sparsity", "params", "total_params", "macs")

@@ -6,14 +6,15 @@ Whatever ends the process, and whenever, a reader finds the old file or the new 
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 @contextlib.contextmanager
@@ -83,3 +84,22 @@ def as_os_error(error: Exception, path: Path) -> OSError:
 
 def is_free(folder: Path) -> bool:
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+def csv_writer(file: SupportsWrite, columns: Sequence[str]) -> csv.DictWriter[str]:
+    """Of rows under ``columns``, in lines that end in a newline alone."""
+    return csv.DictWriter(_Lines(file), columns, restval="")
+
+
+class SupportsWrite(Protocol):
+    def write(self, text: str, /) -> Any: ...
+
+
+class _Lines:
+    """Of a row a line: told to end lines in a newline itself, an older csv leaves a carriage return unquoted."""
+
+    def __init__(self, file: SupportsWrite) -> None:
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix("\r\n") + "\n")

@@ -31,8 +31,9 @@ from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import find_metric
 from autodisc.tasks.files import Row
-from autodisc.tasks.metrics import BINARY, GLUE, Metric, decode
-from autodisc.tasks.sentences import tokenised
+from autodisc.tasks.metrics import GLUE, Metric, decode
+from autodisc.tasks.sentences import filling, tell_cut, tokenised
+from autodisc.tasks.splits import Split
 from autodisc.tasks.surveys import surveyed
 from autodisc.workspace import label_names
 
@@ -50,9 +51,11 @@ class Classifier:
     longest: int  # tokens
     run: Callable[[Batch], np.ndarray]  # logits (B, V) of a batch
 
-    def logits(self, texts: Sequence[tuple[str, ...]], batch_size: int) -> np.ndarray:
-        """(N, V), in the order of ``texts``."""
-        split = tokenised(texts, self.tokenizer, self.longest)
+    def tokens(self, texts: Sequence[tuple[str, ...]]) -> Split:
+        return tokenised(texts, self.tokenizer, self.longest)
+
+    def logits(self, split: Split, batch_size: int) -> np.ndarray:
+        """(N, V), in the order of its rows."""
         found = np.empty((len(split), self.width), np.float32)
         pad = int(self.tokenizer.pad_token_id)
         for batch in batches(split, batch_size=batch_size, pad_token_id=pad, generator=None):
@@ -104,7 +107,7 @@ def predict_file(
     where, texts = files.name_of(file), _Texts(task, files.name_of(file))
     kind = files.format_to_write(out, format)
     survey, read = surveyed(file, texts.check, to=kind, progress=progress)
-    classifier = open_classifier(model, runtime or RuntimeConfig(), task.max_length)
+    classifier = open_classifier(model, runtime or RuntimeConfig(), task)
     taken = next((name for name in classifier.columns if name in survey.columns), None)
     if taken is not None:
         raise DataError(f"{where}: it has a column '{taken}' already; rename or remove it")
@@ -112,21 +115,23 @@ def predict_file(
     if schema is not None:  # a class is text, a number fp32
         (empty,) = classifier.label(np.zeros((1, classifier.width)))
         schema = files.with_columns(schema, dict(zip(classifier.columns, empty, strict=True)))
-    done = 0
+    done = full = 0
     with (
         files.writing(out, kind, names, schema) as writer,
         progress.stage(f"Predicting {where}", survey.rows) as bar,
     ):
         for rows in read:
-            labels = classifier.label(classifier.logits(texts.of(rows, done), batch_size))
+            split = classifier.tokens(texts.of(rows, done))
+            labels = classifier.label(classifier.logits(split, batch_size))
             writer.write(
                 [
                     {**row, **dict(zip(classifier.columns, new, strict=True))}
                     for row, new in zip(rows, labels, strict=True)
                 ]
             )
-            done += len(rows)
+            done, full = done + len(rows), full + filling(split, classifier.longest)
             bar.advance(len(rows))
+    tell_cut(progress, where, full, done, classifier.longest)
     return {
         "rows": done,
         "out": None if out is None else str(out),
@@ -154,32 +159,33 @@ def evaluate_file(
     seen = _Labels(task.label, str(file), metric.kind)
     texts = _Texts(task, str(file), seen)
     survey, read = surveyed(file, texts.check, progress=progress)
-    classifier = open_classifier(model, runtime, task.max_length)
+    classifier = open_classifier(model, runtime, task)
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
         raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
     own = files.class_names(file, task.label) or (GLUE[task.name].label_names if task.name in GLUE else None)
     labels = seen.read_as(classifier.classes, metric, columns.order_of(own, classifier.classes))
-    predicted, actual, done = [], [], 0
+    predicted, actual, done, full = [], [], 0, 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
         for rows in read:
             numbers = [
                 labels.number(row.get(task.label), str(file), i, task.label) for i, row in enumerate(rows, done + 1)
             ]
-            logits = classifier.logits(texts.of(rows, done), EVALUATION_BATCH)
-            predicted.append(decode(logits, metric.kind))
+            split = classifier.tokens(texts.of(rows, done))
+            predicted.append(decode(classifier.logits(split, EVALUATION_BATCH), metric.kind))
             actual.append(np.array(numbers, np.float32 if labels.names is None else np.int64))
-            done += len(rows)
+            done, full = done + len(rows), full + filling(split, classifier.longest)
             bar.advance(len(rows))
+    tell_cut(progress, str(file), full, done, classifier.longest)
     said, truth = np.concatenate(predicted), np.concatenate(actual)
     many = len(classifier.classes or ())
     return scores(said, truth, metric, split=str(file), seed=runtime.seed, classes=many)
 
 
-def open_classifier(model: str | Path, runtime: RuntimeConfig, max_length: int) -> Classifier:
+def open_classifier(model: str | Path, runtime: RuntimeConfig, task: TaskConfig) -> Classifier:
     """A model's folder or hub name, or what ``export --format onnx`` wrote: its folder, or one of the files in it."""
     file, ready = onnx_file(model), make_runtime(runtime)
-    opened = _open_torch(model, ready, max_length) if file is None else _open_onnx(file, ready, max_length)
+    opened = _open_torch(model, ready, task) if file is None else _open_onnx(file, ready, task)
     classes = opened.classes
     if classes is not None and len(set(classes)) < len(classes):
         raise ModelError(f"{model}: two of its classes have the same name (id2label); rename one")
@@ -195,12 +201,12 @@ def onnx_file(model: str | Path) -> Path | None:
     return path / MODEL if (path / MODEL).is_file() and not beside_torch else None
 
 
-def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifier:
+def _open_torch(name: str | Path, runtime: Runtime, task: TaskConfig) -> Classifier:
     tokenizer, model = load_tokenizer(name), load_model(name)
     if own_head(model) != "sequence":
         raise ModelError(f"--model: {name} is a {FINE_TUNED[own_head(model)]}; for it give a task of its --kind")
     pad_alike(model, tokenizer)
-    longest = fitting_length(model, tokenizer, max_length, name=str(name))
+    longest = fitting_length(model, tokenizer, task, name=str(name))
     model.to(runtime.device)  # type: ignore[arg-type]
 
     def run(batch: Batch) -> np.ndarray:
@@ -210,7 +216,7 @@ def _open_torch(name: str | Path, runtime: Runtime, max_length: int) -> Classifi
     return Classifier(str(name), label_names(model.config), tokenizer, longest, run)
 
 
-def _open_onnx(file: Path, runtime: Runtime, max_length: int) -> Classifier:
+def _open_onnx(file: Path, runtime: Runtime, task: TaskConfig) -> Classifier:
     model = OnnxModel(file, threads=runtime.threads)
     try:
         told = json.loads((file.parent / BESIDE).read_text(encoding="utf-8"))
@@ -235,7 +241,9 @@ def _open_onnx(file: Path, runtime: Runtime, max_length: int) -> Classifier:
         return model.logits({name: values.numpy() for name, values in batch.inputs.items()})
 
     classes = names if len(names) > 1 else None
-    return Classifier(str(file), classes, tokenizer, min(max_length, longest), run)
+    if "max_length" in task.model_fields_set:
+        longest = min(task.max_length, longest)
+    return Classifier(str(file), classes, tokenizer, longest, run)
 
 
 class _Labels:
@@ -256,8 +264,7 @@ class _Labels:
         """How they are read as a model's ``classes``, integers by ``order``; DataError for the first that is none."""
         if classes is None:
             return columns.Labels(None)
-        if metric.name in BINARY and len(classes) != 2:
-            raise ConfigError(f"--metric: {metric.name} is for 2 classes, the model has {len(classes)}; take f1_macro")
+        columns.check_positive(metric, classes, order, setting="--metric", whose="model has")
         labels = columns.Labels.of_values(
             {columns.class_text(value, classes) for value, _ in self._rows.values()}, classes, classes, order
         )
@@ -281,7 +288,7 @@ class _Texts:
         self.of(rows, done)
         if labels is not None:
             for i, row in enumerate(rows, done + 1):
-                labels.see(columns.filled(row.get(labels.column), self._where, i, labels.column), i)
+                labels.see(columns.one_label(row.get(labels.column), self._where, i, labels.column), i)
 
     def of(self, rows: Sequence[Row], done: int) -> list[tuple[str, ...]]:
         """The texts of rows that ``done`` others came before."""

@@ -33,11 +33,12 @@ from autodisc.tasks.data import find_kind, load_file
 from autodisc.tasks.files import Row
 from autodisc.tasks.formats import read_conll
 from autodisc.tasks.metrics import check_finite
+from autodisc.tasks.sentences import filling, tell_cut
 from autodisc.tasks.sources import CONLL
-from autodisc.tasks.splits import IGNORED
+from autodisc.tasks.splits import IGNORED, Split
 from autodisc.tasks.surveys import Survey, surveyed
 from autodisc.tasks.words import OUTSIDE, as_words, columns_of, tokenised_words
-from autodisc.workspace import HEADS, check_positions, label_names
+from autodisc.workspace import HEADS, as_trained, check_positions, label_names
 
 PREDICTION = "prediction"
 
@@ -53,11 +54,14 @@ class Tagger:
     runtime: Runtime
     batch_size: int
 
-    def tags(self, sentences: Sequence[list[str]]) -> list[list[str]]:
-        """The tag of each word, in the order of ``sentences``."""
+    def tokens(self, sentences: Sequence[list[str]]) -> Split:
+        return tokenised_words(sentences, self.tokenizer, self.longest)
+
+    def tags(self, sentences: Sequence[list[str]], split: Split) -> list[list[str]]:
+        """The tag of each word, in the order of ``sentences``, whose tokens ``split`` holds."""
         missed = OUTSIDE if OUTSIDE in self.names else self.names[0]
         found = [[missed] * len(words) for words in sentences]
-        split, pad = tokenised_words(sentences, self.tokenizer, self.longest), int(self.tokenizer.pad_token_id)
+        pad = int(self.tokenizer.pad_token_id)
         for batch in batches(split, batch_size=self.batch_size, pad_token_id=pad, generator=None):
             batch = batch.to(self.runtime.device)
             logits = forward(self.model, batch, runtime=self.runtime, ledger=None, kind="forward")
@@ -69,19 +73,20 @@ class Tagger:
         return found
 
 
-def open_tagger(name: str | Path, runtime: Runtime, max_length: int, batch_size: int) -> Tagger:
+def open_tagger(name: str | Path, runtime: Runtime, task: TaskConfig, batch_size: int) -> Tagger:
     """A token classifier's folder or hub name."""
     tokenizer, model = load_tokenizer(name), load_model(name)
     names = label_names(model.config)
     if names is None:
         raise ModelError(f"--model: {name} has one class, which tells no words apart; give another")
-    longest = fitting_length(model, tokenizer, max_length, name=str(name))
+    longest = fitting_length(model, tokenizer, task, name=str(name))
     model.to(runtime.device)  # type: ignore[arg-type]
     return Tagger(model, tokenizer, names, longest, runtime, batch_size)
 
 
-def fitting_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, *, name: str) -> int:
+def fitting_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: TaskConfig, *, name: str) -> int:
     """Tokens that a row is cut to; raises ConfigError where the model has fewer positions."""
+    max_length = as_trained(task, model.config).max_length
     if tokenizer.pad_token_id is None:
         raise DataError(f"{name}: its tokenizer has no padding token, which batches need; set one and save it again")
     longest, most = min(max_length, tokenizer.model_max_length), longest_input(model)
@@ -122,14 +127,17 @@ def tag_file(
     survey, read = surveyed(file, check, to=to, progress=progress, read=_read)
     if PREDICTION in survey.columns:
         raise DataError(f"{where}: it has a column '{PREDICTION}' already; rename or remove it")
-    tagger = open_tagger(name, runtime, task.max_length, batch_size)
-    done = 0
+    tagger = open_tagger(name, runtime, task, batch_size)
+    done = full = 0
     with _writing(out, to, survey, column) as write, progress.stage(f"Tagging {where}", survey.rows) as bar:
         for rows in read:
-            tags = tagger.tags(sentences(rows, done))
-            write([{**row, PREDICTION: own} for row, own in zip(rows, tags, strict=True)])
+            own = sentences(rows, done)
+            split = tagger.tokens(own)
+            tags, full = tagger.tags(own, split), full + filling(split, tagger.longest)
+            write([{**row, PREDICTION: said} for row, said in zip(rows, tags, strict=True)])
             done += len(rows)
             bar.advance(len(rows))
+    tell_cut(progress, where, full, done, tagger.longest)
     return {
         "rows": done,
         "out": None if out is None else str(out),
@@ -150,7 +158,7 @@ def evaluate_tokens(
     head, needed = own_head(model), HEADS[find_kind(task)]
     if head != needed:
         raise ModelError(f"--model: {name} is a {FINE_TUNED[head]}, but kind {task.kind} takes a {FINE_TUNED[needed]}")
-    known = label_names(model.config) if head == "token" else None
+    task, known = as_trained(task, model.config), label_names(model.config) if head == "token" else None
     with tempfile.TemporaryDirectory(prefix="autodisc-") as folder:
         read = load_file(task, tokenizer, file, cache_dir=Path(folder), label_names=known, progress=progress)
         check_positions(model, str(name), read)
@@ -185,11 +193,12 @@ def _writing(
         return
     schema = None if survey.schema is None else files.with_columns(survey.schema, {PREDICTION: [OUTSIDE]})
     with files.writing(out, to, (*survey.columns, PREDICTION), schema) as writer:
-        yield lambda rows: writer.write([_flat(row) for row in rows] if to == "csv" else rows)
+        yield lambda rows: writer.write([_flat(row, (words, PREDICTION)) for row in rows] if to == "csv" else rows)
 
 
-def _flat(row: Row) -> Row:
-    return {name: " ".join(value) if isinstance(value, list) else value for name, value in row.items()}
+def _flat(row: Row, lists: Sequence[str]) -> Row:
+    joined = {name: " ".join(row[name]) for name in lists if isinstance(row[name], list)}
+    return {**row, **joined}
 
 
 @contextlib.contextmanager

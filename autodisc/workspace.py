@@ -16,22 +16,25 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.caches import default_folder
-from autodisc.config import Kind, StudyConfig
+from autodisc.config import Kind, StudyConfig, TaskConfig
 from autodisc.costs import Cost, Ledger
 from autodisc.distillation.schedule import Workshop
 from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
 from autodisc.files import check_writable, disk_error, write_json
 from autodisc.models.checkpoints import (
     FINE_TUNED,
+    TRAINED_LENGTH,
     fingerprint,
     load_model,
     load_model_config,
     load_tokenizer,
     own_head,
     pad_alike,
+    refuse_many_labels,
     resolve,
     settings_digest,
     spaced_words,
+    trained_length,
 )
 from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
@@ -295,6 +298,7 @@ def open_workspace(
                 home=runtime.device,
             )
         pad_alike(teacher, tokenizer)
+        setattr(teacher.config, TRAINED_LENGTH, config.task.max_length)  # whatever is made of it is saved with it
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
@@ -366,6 +370,7 @@ def _other_student(
         model = load_model(name, head=head, num_labels=None if head == "causal" else teacher.config.num_labels)
     pad_alike(model, own)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
+    setattr(model.config, TRAINED_LENGTH, trained_length(teacher.config))
     if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
         raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
     if head == "causal" and words < teacher.config.vocab_size:
@@ -390,6 +395,8 @@ def _known(config: StudyConfig, head: Head) -> tuple[str, ...] | None:
             f"teacher: {config.teacher.model} is a {FINE_TUNED[own]}, but task '{config.task.name}' is of kind"
             f" {find_kind(config.task)}, which takes a {FINE_TUNED[head]}; give one, or another --kind"
         )
+    if head == "sequence":
+        refuse_many_labels(config.teacher.model, found)
     return None if head == "causal" else label_names(found)
 
 
@@ -409,6 +416,13 @@ def size(model: PreTrainedModel) -> dict[str, int]:
 def label_names(config: Any) -> tuple[str, ...] | None:
     """The classes of a classifier in its own order; None for a regression."""
     return tuple(config.id2label[i] for i in range(config.num_labels)) if config.num_labels > 1 else None
+
+
+def as_trained(task: TaskConfig, config: Any) -> TaskConfig:
+    """``task``, where it asks for no ``max_length`` with the one that a model of this configuration was trained at."""
+    length = trained_length(config)
+    asked = length is None or "max_length" in task.model_fields_set
+    return task if asked else task.model_copy(update={"max_length": length})
 
 
 def describe_task(task: Task) -> dict[str, Any]:

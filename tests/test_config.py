@@ -177,6 +177,7 @@ def test_a_budget_stands_in_for_the_sparsity_until_that_is_found(tmp_path):
 
 def test_a_budget_alone_is_refused_as_a_studys_is():
     assert make_budget({"params": "3k"}).params == 3000
+    assert make_budget({"macs": "1.2T"}).macs == make_budget({"macs": "1.2 T"}).macs == 1_200_000_000_000
     with pytest.raises(ConfigError, match=r"^budget\.params: got 'x'"):
         make_budget({"params": "x"})
 

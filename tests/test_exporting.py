@@ -17,7 +17,9 @@ from autodisc import api, exporting, rehearsal
 from autodisc.config import BudgetConfig, make_budget
 from autodisc.errors import AutodiscError, ConfigError, ModelError, StudyError
 from autodisc.finished import open_finished
+from autodisc.models.checkpoints import load_model_config
 from autodisc.models.layouts import encoder_parameters
+from autodisc.models.modeling_autodisc import seal
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.supernet import extract
 from autodisc.reporting.records import read_records
@@ -78,6 +80,14 @@ def test_any_sparsity_between_the_supernets_and_the_students_can_be_cut(searched
         assert made["sparsity"] == sparsity
 
 
+def test_a_cut_has_no_card_of_a_folder_that_is_called_as_its_scorer_is(searched, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recovered").mkdir()
+    (tmp_path / "recovered" / "README.md").write_text("another model")
+    exporting.export(searched, tmp_path / "cut", sparsity=0.5)
+    assert "sparsity 0.5" in (tmp_path / "cut" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("sparsity", [0.2, 0.91, 0.0, 1.5, -1.0])
 def test_a_sparsity_beyond_the_supernet_is_refused_with_its_range(searched, tmp_path, sparsity):
     refused(
@@ -121,6 +131,7 @@ def test_without_a_sparsity_the_newest_student_is_exported_wherever_the_study_li
     assert made["metric"] == read_records([moved])[-1].result["student"]["validation_metric"]
     assert (tmp_path / "student" / "README.md").read_text() == (own / "README.md").read_text()
 
+    assert [load_model_config(folder).trained_length for folder in (own, tmp_path / "student")] == [128, 128]
     dense = exporting.export_model(own, tmp_path / "dense", format="dense")
     assert "metric" not in dense
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
@@ -133,7 +144,12 @@ def test_a_models_folder_needs_its_task_for_onnx(searched, config, tmp_path):
     exporting.export(searched, tmp_path / "small", sparsity=0.5)
     refused(ConfigError, "real texts", exporting.export_model, tmp_path / "small", tmp_path / "onnx", format="onnx")
     settings = config(teacher={"model": str(tmp_path / "small")})
+    told = json.loads((tmp_path / "small" / "config.json").read_text())
+    edited = {**told, "trained_length": 16}
+    (tmp_path / "small" / "config.json").write_text(json.dumps(edited))
+    seal(tmp_path / "small", [])
     made = exporting.export_model(tmp_path / "small", tmp_path / "onnx", format="onnx", config=settings)
+    assert json.loads((tmp_path / "onnx" / "onnx.json").read_text())["max_length"] == 16
     assert made["max_difference"] <= 1e-4
     assert (tmp_path / "onnx" / "model.onnx").is_file()
     refused(ConfigError, "copy it", exporting.export_model, tmp_path / "small", tmp_path / "x", format="autodisc")

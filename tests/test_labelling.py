@@ -15,15 +15,16 @@ import pytest
 from scipy.special import softmax
 
 from autodisc.benching import bench
-from autodisc.config import RuntimeConfig, TaskConfig
+from autodisc.config import RuntimeConfig, TaskConfig, make_config
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.reporting.texts import csv_text
 from autodisc.tasks import files
 from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
-from autodisc.workspace import _other_student
+from autodisc.workspace import _other_student, open_workspace
 
 FP32 = RuntimeConfig(device="cpu", precision="fp32", threads=1)
 TASK = TaskConfig(name="toy", metric="accuracy")
@@ -210,6 +211,64 @@ def test_a_file_is_evaluated_as_its_rows_are_as_a_split(model, logits_by_inferen
     assert found["floor"] == metric.floor(labels)
     assert found["standard_error"] == metric.standard_error(predictions, labels, 0)
     assert found["examples"] == 60
+
+
+def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_another(tmp_path, tiny, word_tokenizer):
+    made = tiny("bert", layers=1)
+    made.config.id2label = {0: "equivalent", 1: "not_equivalent"}
+    save_model(made, word_tokenizer, tmp_path / "m")
+    rows = [{**row, "label": i % 2} for i, row in enumerate(sentences(4))]
+    with pytest.raises(ConfigError, match="--metric: accuracy_f1 is of the data set's class 1, equivalent, which the"):
+        evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
+
+
+def test_a_model_of_several_labels_a_text_is_refused_but_for_fine_tuning(tmp_path, tiny, word_tokenizer):
+    made = tiny("bert", layers=1, num_labels=3)
+    made.config.problem_type = "multi_label_classification"
+    save_model(made, word_tokenizer, tmp_path / "m")
+    source = written(tmp_path / "in.csv", sentences(3))
+    settings = {"task": {"name": "toy", "metric": "accuracy"}, "teacher": {"model": str(tmp_path / "m")}}
+    for call in (
+        lambda: predict_file(tmp_path / "m", source, tmp_path / "out.csv", task=TASK, runtime=FP32),
+        lambda: evaluate_file(tmp_path / "m", source, task=TASK, runtime=FP32),
+        lambda: open_workspace(make_config(settings)),
+    ):
+        with pytest.raises(ModelError, match="m: gives a text several labels"):
+            call()
+    assert load_model(tmp_path / "m", num_labels=3).config.problem_type is None
+
+
+@pytest.mark.parametrize("text", ["w1\rw2", "w1\nw2", "w1\r\nw2", "w1\r\n", 'w1 "w2",', " w1"])
+def test_a_cell_of_csv_is_read_as_it_was_written(tmp_path, text):
+    rows = [{"sentence": text, "last": text}, {"sentence": "w3", "last": "w4"}]
+    with files.writing(tmp_path / "out.csv", "csv", ("sentence", "last"), None) as writer:
+        writer.write(rows)
+    assert [row for chunk in files.read_rows(tmp_path / "out.csv") for row in chunk] == rows
+    assert (tmp_path / "out.csv").read_bytes().startswith(b"sentence,last\n")
+    assert csv_text(rows).encode() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_a_model_reads_as_many_tokens_as_it_was_trained_on_unless_asked_for_others(
+    tmp_path, tiny, word_tokenizer, make_listener
+):
+    made = tiny("bert", layers=1)
+    made.config.trained_length = 16
+    save_model(made, word_tokenizer, tmp_path / "m")
+    source = written(tmp_path / "in.jsonl", [{"sentence": " ".join(["w1"] * n), "label": n % 2} for n in (3, 30, 40)])
+
+    def found(**asked: int) -> tuple[list[float], list[str]]:
+        heard, task = make_listener(), TaskConfig(name="toy", metric="accuracy", **asked)
+        predict_file(tmp_path / "m", source, tmp_path / "out.jsonl", task=task, runtime=FP32, progress=heard)
+        evaluate_file(tmp_path / "m", source, task=task, runtime=FP32, progress=heard)
+        return [row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")], heard.said
+
+    assert found() == found(max_length=16)
+    assert (
+        found()[1]
+        == [f"{source}: 2 of 3 rows have 16 tokens or more, of which so many are read; --max-length is more"] * 2
+    )
+    assert found(max_length=64) != found()
+    assert found(max_length=64)[1] == []
 
 
 def test_rows_are_read_some_at_a_time(tmp_path):

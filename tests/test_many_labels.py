@@ -151,6 +151,15 @@ def test_words_beyond_the_models_length_are_tagged_as_none(tagged, tmp_path):
     assert row["prediction"] == ["B-one", "O", "B-two", "I-two", "O", "O", "O", "O", "O", "O"]
 
 
+def test_lists_of_others_are_json_in_a_csv_of_tags(tagged, tmp_path):
+    row = {"tokens": ["good", "w1"], "ner_tags": [1, 0], "tags": ["B-one", "O"]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    task, runtime = TaskConfig(name="mine"), RuntimeConfig(**RUNTIME)
+    predict_file(tagged / "teacher", tmp_path / "in.jsonl", tmp_path / "out.csv", task=task, runtime=runtime)
+    (found,) = pandas.read_csv(tmp_path / "out.csv").to_dict("records")
+    assert found == {"tokens": "good w1", "ner_tags": "[1, 0]", "tags": '["B-one", "O"]', "prediction": "B-one O"}
+
+
 def test_a_candidate_of_words_is_exported_with_its_metric(tagged, tagged_study, tmp_path):
     out, _ = tagged_study
     for format in ("autodisc", "dense"):
@@ -272,6 +281,11 @@ def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):
     code, out, err = ran(f"predict --model {teacher} --file {data}/test.conll --precision fp32 --quiet")
     assert code == 0, err
     assert {"tokens", "prediction"} == json.loads(out.splitlines()[0]).keys()
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"task: {{name: mine, kind: tokens, metric: entity_f1, data: gone}}\nteacher: {{model: {teacher}}}\n"
+    )
+    assert ran(f"predict --config {study} --file {data}/test.conll --precision fp32 --quiet") == (0, out, "")
     code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind classification {here}")
     assert (code, err.count("\n")) == (2, 1)
     assert "--metric" in err

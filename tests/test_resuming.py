@@ -141,6 +141,10 @@ def test_sigterm_is_exit_code_130_and_the_line_that_says_that_the_same_command_g
     assert main([*line.split(), "--out", str(tmp_path / "a")]) == 130
     assert capsys.readouterr().err == ("interrupted; what was finished is kept, the same command goes on from there\n")
     assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(api, "evaluate", terminate)
+    line = line.replace("search --teacher", "evaluate --model")
+    assert main(line.split()) == 130
+    assert capsys.readouterr().err == "interrupted; the same command begins anew\n"
 
 
 def test_a_command_that_was_stopped_has_booked_what_it_spent(config, tmp_path, make_listener):

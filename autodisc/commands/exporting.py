@@ -22,11 +22,11 @@ def candidates(
     study: Annotated[Path, typer.Option("--study", metavar="DIR", help="The --out of a finished search.")],
     batch: Annotated[
         int | None,
-        typer.Option("--batch", metavar="N", min=1, help="Of the latency: sequences a forward; 1 unless given."),
+        typer.Option("--batch", metavar="N", min=1, help="Of the latency: sequences a forward; the budget's, or 1."),
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option("--length", metavar="N", min=1, help="Of the latency: tokens a sequence; 64 unless given."),
+        typer.Option("--length", metavar="N", min=1, help="Of the latency: tokens a sequence; the budget's, or 64."),
     ] = None,
 ) -> None:
     """Every candidate of a finished study: metric, parameters, MACs, and what a forward takes on this machine."""

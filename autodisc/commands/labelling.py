@@ -17,8 +17,9 @@ from autodisc.errors import ConfigError, ModelError
 STANDARD = Path("-")
 TEXTS = tuple(setting for setting in TASK if setting.name in ("text", "text_pair", "max_length"))
 ON = tuple(setting for setting in RUNTIME if setting.name in ("device", "precision", "threads"))
-# What a configuration cannot be without, and predict has no use for.
+# What a configuration cannot be without, and predict has no use for; and of a study's what it does not read.
 ANY_TASK = {"task.name": "predict", "task.metric": "accuracy"}
+NOT_READ = ("task.kind=null", "task.data=null", "task.hub=null", "student_model=null")
 
 app = typer.Typer()
 
@@ -48,7 +49,8 @@ def predict(
     if request.json and out is None:
         raise ConfigError("--json: needs --out FILE; without it the predictions themselves go to standard output")
     model, request = _model(request)
-    config = dataclasses.replace(request, settings={**ANY_TASK, **request.settings}).config()
+    settings, sets = {**ANY_TASK, **request.settings}, (*NOT_READ, *request.sets)
+    config = dataclasses.replace(request, settings=settings, sets=sets).config()
     from autodisc.labelling import predict_file
 
     try:
@@ -106,9 +108,13 @@ def evaluate(
     else:
         from autodisc import api
         from autodisc.labelling import onnx_file
+        from autodisc.models.checkpoints import load_model_config
+        from autodisc.workspace import as_trained
 
         if onnx_file(model or config.teacher.model) is not None:
             raise ConfigError(f"--model: {model or config.teacher.model} is ONNX; evaluate it on a file, with --file")
+        task = as_trained(config.task, load_model_config(config.teacher.model))
+        config = config.model_copy(update={"task": task})
         result = api.evaluate(config, split or "validation", progress=request.progress())
     finish(request, result, print_scores)
 

@@ -62,8 +62,10 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
+TRAINED_LENGTH = "trained_length"  # in a configuration: tokens that texts were cut to when autodisc trained it
 # Of a configuration, what decides no answer: names, and how it was saved or is run.
 SAY_NOTHING = {
+    TRAINED_LENGTH,
     *("transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "autodisc", "quantization_config"),
     *("id2label", "label2id", "problem_type", "finetuning_task", "use_cache", "return_dict", "gradient_checkpointing"),
 }
@@ -105,6 +107,8 @@ def load_model(
         head = heads[0] if found == "causal" and num_labels is not None else found
     if head not in heads:
         raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
+    if head == "sequence" and num_labels is None:
+        refuse_many_labels(name, config)
     outputs = config.num_labels
     another = CheckpointError(
         f"{name}: its head has {outputs} outputs, the task has {num_labels}; give a model with {num_labels}, or the"
@@ -123,8 +127,7 @@ def load_model(
             return pruned if device_map is None else settle(pruned, home or torch.device("cpu"))
         if num_labels is not None:
             config.num_labels = num_labels
-            if num_labels == 1:
-                config.problem_type = "regression"
+            config.problem_type = "regression" if num_labels == 1 else None
         hidden = contextlib.redirect_stderr(io.StringIO()) if of_gguf else contextlib.nullcontext()
         how: dict[str, Any] = {**of_gguf} if of_gguf else {"use_safetensors": True}
         with hidden:  # a bar of its own, which nothing else switches off
@@ -162,6 +165,14 @@ def load_model(
     if device_map is not None:
         opened = settle(opened, home or torch.device("cpu"))
     return opened.eval()
+
+
+def refuse_many_labels(name: str | Path, config: PretrainedConfig) -> None:
+    if config.problem_type == "multi_label_classification":
+        raise ModelError(
+            f"{name}: gives a text several labels (problem_type {config.problem_type}), which is not supported; give a"
+            " model of one label a text"
+        )
 
 
 def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
@@ -233,6 +244,11 @@ def own_head(model: PreTrainedModel) -> Head:
         same = [known for known, (family, _) in NAMES.items() if family == model.config.model_type]
         raise ModelError(f"model: a {name} has none of the heads that are supported; give a {' or '.join(same)}")
     return PRUNED[name][1]
+
+
+def trained_length(config: PretrainedConfig) -> int | None:
+    """Tokens that a model was trained to read of a text; None where autodisc has not trained it."""
+    return getattr(config, TRAINED_LENGTH, None)
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:

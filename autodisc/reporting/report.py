@@ -43,7 +43,7 @@ class Told(Protocol):
     @property
     def task(self) -> str: ...
     @property
-    def student_sparsity(self) -> float: ...
+    def student_sparsity(self) -> float | None: ...
     @property
     def verdict(self) -> tuple[str, ...]: ...
     @property
@@ -133,7 +133,12 @@ def page(title: str, parts: Sequence[Part], *, overview: Overview | None = None)
     """HTML that is complete in itself."""
     template = _environment().get_template("report.html.j2")
     return template.render(
-        title=title, studies=parts, overview=overview, plotly_js=plotly.offline.get_plotlyjs(), project=PROJECT
+        title=title,
+        studies=parts,
+        study_title=study_title,
+        overview=overview,
+        plotly_js=plotly.offline.get_plotlyjs(),
+        project=PROJECT,
     )
 
 
@@ -183,7 +188,8 @@ def _slug(title: str) -> str:
 
 
 def study_title(study: Told) -> str:
-    return f"{study.name}: {study.task}, student of sparsity {units.plain(study.student_sparsity)}"
+    told = f"{study.name}: {study.task}"  # a teacher alone has no student yet, and no sparsity where a budget finds it
+    return told if study.student_sparsity is None else f"{told}, student of sparsity {study.student_sparsity:g}"
 
 
 def title_of(summary: Summary) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import io
 import os
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autodisc.errors import AutodiscError, UserError
-from autodisc.files import disk_error
+from autodisc.files import csv_writer, disk_error
 from autodisc.reporting.tables import Table
 
 
@@ -36,7 +35,7 @@ def csv_text(rows: Sequence[dict[str, Any]]) -> str:
     """Rows under all the columns that one of them has."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer = csv_writer(text, columns)
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()

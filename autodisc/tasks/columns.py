@@ -96,7 +96,7 @@ class Labels:
             return cls(None)
         values = set()
         for i, value in enumerate(cells(train, config.label), 1):
-            filled(value, "train", i, config.label)
+            one_label(value, "train", i, config.label)
             text = class_text(value, known or ())
             if text not in (known or ()) and _DECIMAL.fullmatch(text):
                 raise DataError(
@@ -116,10 +116,7 @@ class Labels:
                     f"labels: the data set's {said}; the teacher has other names ({', '.join(known[:SHOWN])}), and"
                     " its classes are taken to be in the same order"
                 )
-        if metric.name in BINARY and len(labels.names or ()) != 2:
-            raise ConfigError(
-                f"task.metric: {metric.name} is for 2 classes, the labels have {len(labels.names or ())}; take f1_macro"
-            )
+        check_positive(metric, labels.names or (), order, setting="task.metric", whose="labels have")
         return labels
 
     @classmethod
@@ -153,7 +150,7 @@ class Labels:
 
     def number(self, value: Any, where: str, row: int, column: str) -> float:
         """One label as a class id, or as the value of a regression."""
-        filled(value, where, row, column)
+        one_label(value, where, row, column)
         return _number(value, where, row) if self.names is None else self._id(value, where, row)
 
     def _id(self, value: Any, split: str, row: int) -> int:
@@ -186,6 +183,21 @@ def order_of(own: tuple[str, ...] | None, known: tuple[str, ...] | None) -> tupl
     return tuple(theirs.index(name) for name in mine)
 
 
+def check_positive(
+    metric: Metric, classes: Sequence[str], order: tuple[int, ...] | None, *, setting: str, whose: str
+) -> None:
+    """Raise ConfigError where a metric of class 1 has no such class, or the model has the data set's as another."""
+    if metric.name not in BINARY:
+        return
+    if len(classes) != 2:
+        raise ConfigError(f"{setting}: {metric.name} is for 2 classes, the {whose} {len(classes)}; take f1_macro")
+    if order is not None and order[1] != 1:
+        raise ConfigError(
+            f"{setting}: {metric.name} is of the data set's class 1, {classes[order[1]]}, which the model has as class"
+            f" {order[1]}; take accuracy, f1_macro or matthews, or a model with the data set's order"
+        )
+
+
 def _bare(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.casefold())
 
@@ -208,10 +220,15 @@ def _missing(value: Any) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
-def filled(value: Any, where: str, row: int, column: str) -> Any:
-    """``value``, which a cell must have."""
+def one_label(value: Any, where: str, row: int, column: str) -> Any:
+    """``value``, which a cell must have, and no other beside it."""
     if _missing(value):
         raise _missing_error(column, where, row)
+    if isinstance(value, list | dict):
+        raise DataError(
+            f"{where} row {row}: label is a {type(value).__name__}; a row has one label, several are not supported."
+            " Write one a row, or for a tag a word take --kind tokens"
+        )
     return value
 
 

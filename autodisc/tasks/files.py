@@ -7,7 +7,6 @@ A row is a dict. A CSV cell is the text that it is, a line of JSON Lines one obj
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol, get_args
 
 from autodisc.errors import ConfigError, DataError
+from autodisc.files import csv_writer
 from autodisc.tasks.formats import check_names, csv_rows
 from autodisc.tasks.sources import FORMATS
 
@@ -235,7 +235,7 @@ class _JsonWriter:
 class _CsvWriter:
     def __init__(self, file: Any, columns: Sequence[str]) -> None:
         self._file = file
-        self._rows = csv.DictWriter(file, columns, lineterminator="\n")
+        self._rows = csv_writer(file, columns)
         self._rows.writeheader()
 
     def write(self, rows: Sequence[Row]) -> None:

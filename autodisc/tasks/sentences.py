@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autodisc.config import TaskConfig
+from autodisc.progress import Progress
 from autodisc.tasks import columns
 from autodisc.tasks.metrics import BINARY, GLUE
 from autodisc.tasks.rows import Rows
@@ -69,11 +70,7 @@ class Sentences(Rows):
         if self.labels.names is None and name == "train":
             self._tell_scale(labels)
         split = make_split(name, tokens, labels)
-        if full := int((split.lengths >= self.longest).sum()):
-            self.progress.say(
-                f"{name}: {full} of {len(split)} rows have {self.longest} tokens or more, of which so many are read;"
-                " --max-length is more"
-            )
+        tell_cut(self.progress, name, filling(split, self.longest), len(split), self.longest)
         return split
 
     def _tell_scale(self, labels: np.ndarray) -> None:
@@ -83,6 +80,19 @@ class Sentences(Rows):
                 f"labels: mean {mean:.4g}, standard deviation {deviation:.4g}; a model learns values around 0 and 1 far"
                 " better. Write (label - mean) / deviation in all files: no correlation changes"
             )
+
+
+def filling(split: Split, longest: int) -> int:
+    """How many rows have all the tokens that are read of one: those that may have been cut."""
+    return int((split.lengths >= longest).sum())
+
+
+def tell_cut(progress: Progress, name: str, full: int, count: int, longest: int) -> None:
+    if full:
+        progress.say(
+            f"{name}: {full} of {count} rows have {longest} tokens or more, of which so many are read; --max-length"
+            " is more"
+        )
 
 
 def tokenised(texts: Sequence[Sequence[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Split:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 TOKENS, TAGS = ("tokens", "words"), ("tags", "ner_tags")  # columns by their usual names
 OUTSIDE = "O"
+NO_TAG = "-1"  # what the words of test sets have whose tags are kept back
 MISSED = -1  # the tag of a word that a model has not seen: no entity, and never right
 _IOB = re.compile(r"O|[BI]-\S+")
 Span = tuple[str, int, int]  # type, first word, last word
@@ -49,7 +50,10 @@ class Words(Rows):
     @staticmethod
     def unlabelled(rows: Dataset, config: TaskConfig) -> bool:
         column = next((name for name in (config.label, *TAGS) if name in rows.column_names), None)
-        return column is None or not any(columns.cells(rows, column))
+        return column is None or not any(
+            any(str(tag) != NO_TAG for tag in tags) if isinstance(tags, list) else tags
+            for tags in columns.cells(rows, column)
+        )
 
     def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> tuple[str, ...] | None:
         self.at: dict[str, tuple[str, str]] = {}
@@ -134,7 +138,11 @@ class Words(Rows):
         named = _class_names(rows, self.at[name][1])
         pairs = zip(*(columns.cells(rows, column) for column in self.at[name]), strict=True)
         for row, (words, tags) in enumerate(pairs, 1):
-            yield self._pair(words, [named[tag] for tag in tags] if named and tags else tags, name, row)
+            if named and tags:
+                if odd := [tag for tag in tags if tag not in range(len(named))]:
+                    raise DataError(f"{name} row {row}: tag {odd[0]} is no class; expected 0 to {len(named) - 1}")
+                tags = [named[tag] for tag in tags]
+            yield self._pair(words, tags, name, row)
 
     def _pair(self, words: Any, tags: Any, name: str, row: int) -> tuple[list[str], list[str]]:
         """One sentence, checked."""

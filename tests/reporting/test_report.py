@@ -130,6 +130,16 @@ def test_several_studies_become_sections(make, tmp_path):
     assert tags.count("section") == tags.count("h2") == 2
 
 
+def test_two_finetunings_whose_students_a_budget_is_to_find_are_sections(make, tmp_path):
+    for name in ("one", "two"):
+        made = {"path": f"/t/{name}", "metric": 0.9, "metrics": {"accuracy": 0.9}, "floor": 0.5, "split": "test"}
+        values = make.record("finetune", None, made, make.cost(finetune=(60.0, 1e12)))
+        values["config"] = {**values["config"], "name": name, "student_sparsity": None}
+        make.write(tmp_path / name, values)
+    write_report([tmp_path / "one", tmp_path / "two"], tmp_path / "r.html")
+    assert re.findall("<h2>(.*)</h2>", (tmp_path / "r.html").read_text()) == ["one: mrpc, seed 0", "two: mrpc, seed 0"]
+
+
 def test_an_error_creates_and_replaces_nothing(make, tmp_path):
     out = tmp_path / "deep" / "report.html"
     with pytest.raises(StudyError):

@@ -72,10 +72,32 @@ def test_a_regression_refuses_what_is_no_number(write, load, cell):
         load(metric="pearson")
 
 
+@pytest.mark.parametrize("label", [[1, 0, 0], ["joy", "anger"], {"joy": 1}])
+@pytest.mark.parametrize("metric", ["accuracy", "pearson"])
+def test_several_labels_of_a_row_are_refused(write, load, label, metric):
+    write(train=with_labels(label, label), validation=with_labels(label), test=with_labels(label))
+    with pytest.raises(DataError, match=r"train row 1: label is a (list|dict); a row has one label") as error:
+        load(metric=metric)
+    assert "\n" not in str(error.value)
+
+
 def test_a_binary_metric_refuses_three_classes(write, load):
     write(train=rows(9, classes=3), validation=rows(3, 20), test=rows(3, 30))
     with pytest.raises(ConfigError, match="f1 is for 2 classes, the labels have 3; take f1_macro"):
         load(metric="f1")
+
+
+@pytest.mark.parametrize("labels", [(0, 1), ("not_equivalent", "equivalent")], ids=["ids", "names"])
+def test_f1_is_refused_where_the_teacher_has_the_positive_class_as_another(write, load, labels):
+    pair = [{"sentence1": "w0", "sentence2": "w1", "label": label} for label in labels]
+    write(train=pair, validation=pair, test=pair)
+    swapped = ("equivalent", "not_equivalent")
+    with pytest.raises(
+        ConfigError, match=r"task\.metric: accuracy_f1 is of the data set's class 1, equivalent, which the"
+    ):
+        load("mrpc", metric=None, label_names=swapped)
+    assert load("mrpc", metric="f1_macro", label_names=swapped).train.labels.tolist() == [1, 0]
+    assert load("mrpc", metric=None, label_names=swapped[::-1]).train.labels.tolist() == [0, 1]
 
 
 OWN = ("entailment", "neutral", "contradiction")  # GLUE's order

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+
 import datasets
 import pytest
 from pydantic import ValidationError
@@ -34,6 +36,18 @@ def test_csv_cells_are_read_as_written(write, load, tokenizer):
     task = load()
     assert task.label_names == ("nan", "no")
     assert task.train.lengths.tolist() == [3, 3, 5]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_file_that_changed_is_read_anew_whatever_its_time(write, load, tmp_path, suffix):
+    for labels in ((0, 1), (1, 0)):
+        table = datasets.Dataset.from_list(with_labels(*labels))
+        write()
+        for split in ("train", "validation", "test"):
+            path = tmp_path / "data" / f"{split}{suffix}"
+            {".csv": table.to_csv, ".jsonl": table.to_json, ".parquet": table.to_parquet}[suffix](str(path))
+            os.utime(path, (1e9, 1e9))
+        assert load().train.labels.tolist() == list(labels)
 
 
 @pytest.mark.parametrize("value", [None, "", "  "])

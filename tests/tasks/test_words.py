@@ -127,6 +127,26 @@ def test_lists_in_columns_and_names_that_a_data_set_brings_give_the_same_rows(wr
     assert "held out for the final figure" in said[-1]
 
 
+def test_tags_that_are_kept_back_are_no_class(load_words, tmp_path):
+    feature = datasets.Features(
+        {"tokens": datasets.List(datasets.Value("string")), "ner_tags": datasets.List(datasets.ClassLabel(names=NAMES))}
+    )
+    (tmp_path / "data").mkdir()
+    rows = [{"tokens": [w for w, _ in own], "ner_tags": [NAMES.index(t) for _, t in own]} for own in SENTENCES]
+
+    def written(split, last):
+        told = [*rows, {"tokens": ["in", "paris"], "ner_tags": last}]
+        told = told if split != "test" else [{**row, "ner_tags": [-1] * len(row["tokens"])} for row in told]
+        datasets.Dataset.from_list(told, features=feature).to_parquet(str(tmp_path / "data" / f"{split}.parquet"))
+
+    for split in ("train", "validation", "test"):
+        written(split, [0, 1])
+    assert load_words(kind="tokens")[0].final_name == "held-out train"
+    written("validation", [0, -1])
+    with pytest.raises(DataError, match="validation row 4: tag -1 is no class; expected 0 to 4"):
+        load_words(kind="tokens")
+
+
 def test_the_teachers_tags_keep_their_order(write, load_words):
     write(".conll", train=conll(SENTENCES), validation=conll(SENTENCES), test=conll(SENTENCES))
     names = (*NAMES[::-1], "B-org")
