@@ -22,7 +22,7 @@ from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
 from autodisc.files import is_free
 from autodisc.finished import RANKING, open_finished, storage_of
-from autodisc.models.checkpoints import load, save_model
+from autodisc.models.checkpoints import load, load_model_config, save_model
 from autodisc.preparing import (
     FREE,
     FREE_IN_BASELINE,
@@ -56,6 +56,7 @@ from autodisc.workspace import (
     SET_UP,
     TEACHER_METRIC,
     Workspace,
+    as_trained,
     disk_errors,
     open_workspace,
     read_ranking,
@@ -250,8 +251,10 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
 
 
 def evaluate(config: StudyConfig, split: str = "validation", *, progress: Progress | None = None) -> dict[str, Any]:
-    """Metrics of a saved model (``config.teacher.model``) on a split of its task."""
-    space = open_workspace(config, progress=progress)
+    """Metrics of a saved model (``config.teacher.model``) on a split of its task, its texts cut as in its training
+    unless ``config.task.max_length`` was given."""
+    task = as_trained(config.task, load_model_config(config.teacher.model))
+    space = open_workspace(config.model_copy(update={"task": task}), progress=progress)
     return space.evaluate(space.teacher, space.task.split(split))
 
 

@@ -504,3 +504,22 @@ def test_a_final_split_that_the_teacher_may_have_seen_is_said_so(config, furnish
     assert not open_workspace(config()).made("distill", None)["task"]["final_is_doubtful"]  # with a test file
     other = config(task={"data": str(data), "held_out": 0.3}, teacher={"model": str(tmp_path / "teacher")})
     assert open_workspace(other).made("distill", None)["task"]["final_is_doubtful"]
+
+
+def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furnished, tmp_path, monkeypatch):
+    shorter = config(
+        task={"max_length": 5},
+        teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 1, "batch_size": 32, "lr": 3e-3}},
+    )
+    api.finetune(shorter, tmp_path / "teacher")
+    lengths = []
+
+    def opened(config, **options):
+        lengths.append(config.task.max_length)
+        return open_workspace(config, **options)
+
+    monkeypatch.setattr(api, "open_workspace", opened)
+    model = {"model": str(tmp_path / "teacher")}
+    api.evaluate(config(teacher=model))
+    api.evaluate(config(teacher=model, task={"max_length": 7}))
+    assert lengths == [5, 7]

@@ -108,13 +108,9 @@ def evaluate(
     else:
         from autodisc import api
         from autodisc.labelling import onnx_file
-        from autodisc.models.checkpoints import load_model_config
-        from autodisc.workspace import as_trained
 
         if onnx_file(model or config.teacher.model) is not None:
             raise ConfigError(f"--model: {model or config.teacher.model} is ONNX; evaluate it on a file, with --file")
-        task = as_trained(config.task, load_model_config(config.teacher.model))
-        config = config.model_copy(update={"task": task})
         result = api.evaluate(config, split or "validation", progress=request.progress())
     finish(request, result, print_scores)
 

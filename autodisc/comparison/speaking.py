@@ -30,7 +30,7 @@ def against(section: Section) -> tuple[str, ...]:
         if len(set(ours.assistants)) > 1:
             listed = "; ".join("none" if name == units.NONE else name for name in ours.assistants)
             found.append(f"Seeds do not agree on the assistant: {listed}.")
-    if section.choice is not None and section.choice.regret > REGRET:
+    if section.choice is not None and round(section.choice.regret, 4) > REGRET:
         regret = 100 * section.choice.regret
         found.append(
             f"The choice's mean regret is {regret:.2f} points, more than {100 * REGRET:.2f}: that of students through"

@@ -25,6 +25,7 @@ from autodisc.reporting.comparison import QUESTIONS, DifferenceLine, Section, St
 from autodisc.reporting.comparison_report import write_comparison
 from autodisc.reporting.fidelity import DIRECT, Truth
 from autodisc.reporting.gains import Comparison, Standing, compare, share_best, verdict
+from autodisc.reporting.objectives import tradeoff_at
 from autodisc.reporting.statistics import Results, bootstrap, examples_of, holm, t_interval
 
 OURS = "autodisc"
@@ -119,6 +120,7 @@ def _section(
         objectives_of(config, groups, rng),
         truth_lines(truths),
         _teacher(groups),
+        tradeoff_at(config.search.lam).name,
     )
     if OURS not in views and groups and all(_undecided(group) for group in groups):
         return section, Standing(task, student, (None,) * len(groups), None)

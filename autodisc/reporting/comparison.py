@@ -10,12 +10,13 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from autodisc.reporting import units
 from autodisc.reporting.fidelity import DIRECT, Assessment
 from autodisc.reporting.gains import Comparison
-from autodisc.reporting.statistics import Interval
+from autodisc.reporting.statistics import Interval, t_interval
 from autodisc.reporting.tables import Table
 from autodisc.reporting.texts import csv_text
 
@@ -97,6 +98,7 @@ class Section:
     objectives: tuple[DifferenceLine, ...] = ()  # another objective's student - that of the study's own tradeoff
     truth: tuple[TruthLine, ...] = ()
     teacher: float | None = None  # on test
+    tradeoff: str = ""  # the objective of the study's own search
     verdict: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
@@ -162,6 +164,39 @@ def overview_table(sections: Sequence[Section]) -> Table:
         rows += [last] if set(last[1:]) != {units.NONE} else []
     title = "All tasks: the student on test, what it gains in percentage points, and costs as shares of maxidisc's"
     return Table(title, (*head, *(f"over {name}" for name in COMPARED), *costs), tuple(rows))
+
+
+def choices_table(sections: Sequence[Section]) -> Table:
+    """What each objective's choice loses in the mean of all tasks and students; no rows for a single one.
+
+    A task counts once, whatever its seeds; the interval is a t-interval over tasks, and takes them as drawn from all.
+    """
+    found = [
+        {line.objective: line.regret for line in section.fidelity if line.scorer == section.fidelity[0].scorer}
+        for section in sections
+        if section.fidelity
+    ]
+    names = [name for name in (found[0] if len(found) > 1 else ()) if all(own.get(name) is not None for own in found)]
+    regrets = {name: [float(own[name] or 0.0) for own in found] for name in names}
+    own = regrets.get(sections[0].tradeoff)
+    rows = []
+    for name in sorted(names, key=lambda name: fmean(regrets[name])):
+        values = regrets[name]
+        rest = [fmean(values[:i] + values[i + 1 :]) for i in range(len(values))]
+        more = None if own is None else t_interval([a - b for a, b in zip(values, own, strict=True)])
+        rows.append(
+            (
+                name,
+                f"{100 * fmean(values):.2f}",
+                f"{100 * min(rest):.2f} to {100 * max(rest):.2f}".replace("-", "−"),
+                f"{100 * max(values):.2f}",
+                units.NONE if more is None or name == sections[0].tradeoff else bounds(more, points=True),
+            )
+        )
+    columns = ("choice by", "regret, points", "one task left out", "worst task", "more than the study's tradeoff")
+    title = f"All tasks: what a choice loses against the best assistant, in the mean of {len(found)} tasks and students"
+    marked = next((i for i, row in enumerate(rows) if row[0] == sections[0].tradeoff), None)
+    return Table(title, columns, tuple(rows), marked=marked)
 
 
 def _mean_of(values: Sequence[float | None]) -> float | None:

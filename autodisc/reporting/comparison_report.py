@@ -13,7 +13,15 @@ import plotly.graph_objects as go
 
 from autodisc.reporting import units
 from autodisc.reporting.choice_figures import SYMBOLS
-from autodisc.reporting.comparison import QUESTIONS, Section, bounds, csv_texts, overview_table, section_tables
+from autodisc.reporting.comparison import (
+    QUESTIONS,
+    Section,
+    bounds,
+    choices_table,
+    csv_texts,
+    overview_table,
+    section_tables,
+)
 from autodisc.reporting.figures import BLUE, GREEN, GREY, ORANGE, RED, STAGES, empty_figure, set_height
 from autodisc.reporting.pictures import Picture
 from autodisc.reporting.report import Overview, Part, page, text
@@ -59,7 +67,8 @@ def _overview(sections: Sequence[Section]) -> Overview | None:
     if marks := gains_data(sections):
         words = "; ".join(f"{mark.label}: {100 * mark.x:+.1f} points" for own in marks.values() for mark in own)
         picture = Picture("What autodisc gains on each task", GAINS, words, gains_figure(marks), wide=True)
-    return Overview(overview_table(sections), picture, sentences)
+    tables = (overview_table(sections), choices_table(sections))
+    return Overview(tuple(table for table in tables if table.rows), picture, sentences)
 
 
 def gains_data(sections: Sequence[Section]) -> dict[str, tuple[Mark, ...]]:

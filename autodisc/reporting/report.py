@@ -66,7 +66,7 @@ class Part:
 class Overview:
     """What stands above the studies where there are several."""
 
-    table: Table
+    tables: tuple[Table, ...]
     picture: Picture | None
     sentences: tuple[str, ...] = ()
 
@@ -150,7 +150,8 @@ def text(
     if overview is not None:
         if overview.sentences:
             written.append("\n".join(f"- {md(sentence)}" for sentence in overview.sentences))
-        written += [*_images([overview.picture], files), markdown_table(overview.table)]
+        written += [*_images([overview.picture], files)]
+        written += [markdown_table(table) for table in overview.tables]
     for part in parts:
         study = part.study
         if len(parts) > 1:
@@ -180,7 +181,7 @@ def _parts(summary: Summary, *, drawn: bool) -> list[Part]:
 def _overview(summary: Summary) -> Overview | None:
     if len(summary.studies) < 2:
         return None
-    return Overview(overview_table(summary.studies), side_by_side(summary.studies))
+    return Overview((overview_table(summary.studies),), side_by_side(summary.studies))
 
 
 def _slug(title: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from autodisc.comparison.cells import Cell, write_failure
 from autodisc.comparison.config import make_comparison
@@ -20,7 +21,7 @@ from autodisc.comparison.summary import report, summarize
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import save_model
 from autodisc.reporting import units
-from autodisc.reporting.comparison import bounds, overview_table
+from autodisc.reporting.comparison import bounds, choices_table, overview_table
 from autodisc.reporting.comparison_report import (
     PLOT,
     Mark,
@@ -315,3 +316,33 @@ def test_strategies_of_one_student_have_one_interval_and_are_one_comparison(whol
     assert (rule.p, rule.p_holm) == (smallest.p, smallest.p_holm)
     tested = {line.comparison.by_seed: line.p for line in found.differences if line.p is not None}
     assert rule.p_holm == holm(list(tested.values()))[list(tested).index(rule.comparison.by_seed)]
+
+
+def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
+    one = section(whole, computed)
+    assert not choices_table((one,)).rows
+    first = one.fidelity[0].scorer
+    own = next(line.regret for line in one.fidelity if (line.scorer, line.objective) == (first, one.tradeoff))
+
+    def other(task: str, more: float):
+        """The same, where every choice but the tradeoff's loses more."""
+        lines = [
+            line if line.objective == one.tradeoff else replace(line, regret=own + more)
+            for line in one.fidelity
+            if line.scorer == first
+        ]
+        return replace(one, task=task, fidelity=tuple(lines))
+
+    table = choices_table((other("a", 0.01), other("b", 0.02), other("c", 0.06), replace(one, fidelity=())))
+    assert "mean of 3 tasks" in table.title
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert table.rows[0][0] == one.tradeoff
+    assert table.marked == 0
+    assert rows[one.tradeoff][:1] + rows[one.tradeoff][2:] == (f"{100 * own:.2f}", f"{100 * own:.2f}", units.NONE)
+    low, high = stats.t.interval(0.95, 2, 0.03, np.std([0.01, 0.02, 0.06], ddof=1) / 3**0.5)
+    assert rows["smallest"] == (
+        f"{100 * own + 3:.2f}",
+        f"{100 * own + 1.5:.2f} to {100 * own + 4:.2f}",
+        f"{100 * own + 6:.2f}",
+        f"+3.0 ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−"),
+    )
