@@ -508,7 +508,7 @@ def test_a_final_split_that_the_teacher_may_have_seen_is_said_so(config, furnish
 
 def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furnished, tmp_path, monkeypatch):
     shorter = config(
-        task={"max_length": 5},
+        task={"max_length": 8},
         teacher={"model": str(furnished / "encoder"), "finetune": {"epochs": 1, "batch_size": 32, "lr": 3e-3}},
     )
     api.finetune(shorter, tmp_path / "teacher")
@@ -521,5 +521,5 @@ def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furn
     monkeypatch.setattr(api, "open_workspace", opened)
     model = {"model": str(tmp_path / "teacher")}
     api.evaluate(config(teacher=model))
-    api.evaluate(config(teacher=model, task={"max_length": 7}))
-    assert lengths == [5, 7]
+    api.evaluate(config(teacher=model, task={"max_length": 9}))
+    assert lengths == [8, 9]
