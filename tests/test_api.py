@@ -436,6 +436,25 @@ def test_a_teacher_whose_settings_changed_since_the_search_is_refused(config, fu
         api.search(settings, tmp_path / "study")
 
 
+def test_rows_that_are_not_the_search_s_are_refused_and_another_draw_of_train_is_not(config, furnished, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train.csv", "validation.csv"):  # no test: a part of train is held out for the final figure
+        shutil.copy(furnished / "data" / name, tmp_path / "data" / name)
+    out, data = tmp_path / "study", {"data": str(tmp_path / "data")}
+    api.search(config(task=data, search={"sparsities": [0.5]}), out)
+    with pytest.raises(StudyError, match=r"task: the rows of train, final are not the search's") as caught:
+        api.distill(out, config=config(task={**data, "held_out": 0.3}, search={"sparsities": [0.5]}))
+    one_line(caught)
+    fewer = config(task={**data, "limit_train": 100}, search={"sparsities": [0.5]})
+    assert api.distill(out, config=fewer)["student"]["path"]
+    with (tmp_path / "data" / "validation.csv").open("a") as file:
+        file.write("w1 good w2,1\n")
+    for settings in (None, fewer.model_copy(update={"student_sparsity": 0.8})):
+        with pytest.raises(StudyError, match="task: the rows of validation are not the search's"):
+            api.distill(out, config=settings)
+    assert not (out / "distilled-2").exists()
+
+
 def only(furnished: Path, folder: Path, split: str, label: int) -> Path:
     """The furnished data, of one split the rows of one label alone."""
     shutil.copytree(furnished / "data", folder)
