@@ -30,7 +30,9 @@ from autodisc.preparing import (
     check_varied,
     keep_ranking,
     made_of,
+    mark,
     opened,
+    own,
     scored,
     search_settings,
     study_name,
@@ -123,10 +125,12 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 fingerprint={**made_of(seen), **search_settings(config)},
                 defaults=told_before(space),
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
+                is_own=own(place),
                 say=space.workshop.progress.say,
                 heartbeat_s=config.search.heartbeat_s if shared else None,
             )
             place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
+            mark(study, place)
             if shared:
                 publish(study, portable(config))
             keep_ranking(space, out)

@@ -5,6 +5,7 @@ Each is made once for a study's folder, by whichever process comes first, and ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from autodisc.leases import once
 from autodisc.models.checkpoints import save_model, settings_digest
 from autodisc.pruning.candidates import Ranking, envelope
 from autodisc.pruning.supernet import Supernet
+from autodisc.resuming import TOKEN, Place
 from autodisc.search.evaluation import Opened
 from autodisc.search.patience import MISSED
 from autodisc.search.scorers import Slices
+from autodisc.search.storage import FOLDER, Study
 from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.tasks.data import Task
 from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
@@ -84,6 +87,25 @@ def _default_settings() -> dict[str, Any]:
     """The settings of a study that sets nothing."""
     sections = {"search": SearchConfig(), "distillation": DistillationConfig()}
     return flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
+
+
+def own(place: Place) -> Callable[[Study], bool]:
+    """Whether a study in a storage is the folder's: its trials were measured with what lies there."""
+
+    def is_own(study: Study) -> bool:
+        token = (place.made_of or {}).get(TOKEN)
+        if FOLDER in study.user_attrs:
+            return bool(study.user_attrs[FOLDER] == token)
+        return (place.folder / CONFIG).exists() or not study.get_trials(deepcopy=False)  # of before there were tokens
+
+    return is_own
+
+
+def mark(study: Study, place: Place) -> None:
+    """Make a study its folder's, which is claimed."""
+    token = (place.made_of or {}).get(TOKEN)
+    if FOLDER not in study.user_attrs and token is not None:
+        study.set_user_attr(FOLDER, token)
 
 
 def lease_s(config: StudyConfig) -> float:

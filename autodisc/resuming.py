@@ -1,7 +1,7 @@
 """How a command's folder is claimed, gone on with, and found finished.
 
 FOLDER/config.yaml     the settings that it is of
-FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds
+FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds, and its token
 FOLDER/ledger.json     what was spent up to now
 FOLDER/unfinished/     states of trainings under way, and what they need; removed when the command is done
 FOLDER/tracking/       what trackers keep here
@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from autodisc.reporting.records import latest, read_records
 from autodisc.workspace import Workspace
 
 LEDGER, MADE_OF, UNFINISHED = "ledger.json", "made_of.json", "unfinished"
+TOKEN = "token"  # that a study in a storage has, too: its trials are of what lies in one folder
 
 
 @dataclass(frozen=True)
@@ -60,18 +62,24 @@ class Place:
         if not (self.folder / CONFIG).exists():
             write_config(config, self.folder / CONFIG)
         if not (self.folder / MADE_OF).exists():
-            write_json(self.folder / MADE_OF, _made_of(space))
+            write_json(self.folder / MADE_OF, {**_made_of(space), TOKEN: uuid.uuid4().hex})
+
+    @property
+    def made_of(self) -> dict[str, str] | None:
+        """What its file says; none where nothing is there yet, StudyError where it is damaged."""
+        path = self.folder / MADE_OF
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
 
     def refuse_changed(self, space: Workspace) -> None:
         """Raise StudyError naming what differs, where the folder is of another teacher or of other rows."""
-        path = self.folder / MADE_OF
-        try:
-            then = json.loads(path.read_text())
-        except FileNotFoundError:
-            return  # nothing there yet
-        except ValueError:
-            raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
-        now = _made_of(space)
+        then, now = self.made_of, _made_of(space)
+        if then is None:
+            return
         then = {"teacher settings": now["teacher settings"], **then}  # which were not always told
         changed = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
         if changed:

@@ -26,6 +26,7 @@ from autodisc.preparing import (
     keep_ranking,
     made_of,
     opened,
+    own,
     scored,
     search_settings,
     study_name,
@@ -33,7 +34,7 @@ from autodisc.preparing import (
     with_student,
 )
 from autodisc.progress import Progress, Silent
-from autodisc.resuming import UNFINISHED, refuse_another
+from autodisc.resuming import UNFINISHED, Place, refuse_another
 from autodisc.search.assistants import join_study
 from autodisc.search.evaluation import Opened
 from autodisc.search.patience import PATIENCE_S
@@ -101,6 +102,7 @@ def work(
             fingerprint={**made_of(seen), **search_settings(config)},
             defaults=told_before(space),
             metric_name="",  # it has one
+            is_own=own(Place.of(out)),
             say=progress.say,
             heartbeat_s=config.search.heartbeat_s,
             wait_s=PATIENCE_S,  # it was there a moment ago

@@ -232,6 +232,24 @@ def test_a_storage_refuses_a_study_of_the_same_name_made_otherwise(config, tmp_p
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_storage_refuses_the_study_of_another_folder_whose_supernet_its_trials_are_of(
+    config, tmp_path, monkeypatch, marked
+):
+    if not marked:  # as of before studies knew their folders
+        monkeypatch.setattr(api, "mark", lambda study, place: None)
+    shared = config(search={"storage": f"sqlite:///{tmp_path}/shared.db", "sparsities": [0.25]})
+    first = api.search(shared, tmp_path / "one")
+    monkeypatch.undo()
+    with pytest.raises(StudyError, match=r"its trials are of what lies in another folder.*--set name=NAME") as caught:
+        api.search(shared, tmp_path / "two")
+    one_line(caught)
+    assert not (tmp_path / "two").exists()
+    moved = (tmp_path / "one").rename(tmp_path / "moved")
+    shutil.rmtree(moved / "records")  # as if it had been stopped before its end
+    assert chosen(api.search(shared, moved)) == chosen(first)
+
+
 def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, monkeypatch):
     out = tmp_path / "study"
     found = api.search(config(search={"scorer": "pruned", "margin": 0.0, "sparsities": [0.1, 0.25]}), out)

@@ -23,6 +23,7 @@ from autodisc.search.patience import open_database
 from autodisc.urls import public, redacted, with_password
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+FOLDER = "folder"  # the study's attribute that holds its folder's token
 SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
 STARTUP = 10
@@ -110,12 +111,14 @@ def open_study(
     *,
     fingerprint: dict[str, Any],
     metric_name: str,
+    is_own: Callable[[optuna.Study], bool] = lambda study: True,
     say: Say = lambda text: None,
     defaults: Mapping[str, Any] | None = None,
     heartbeat_s: int | None = None,
     wait_s: float = 0.0,
 ) -> optuna.Study:
-    """Create a study, or go on with it; raises StudyError when it was made with another configuration.
+    """Create a study, or go on with it; raises StudyError when it was made with another configuration, or is not
+    ``is_own``: another folder's.
 
     ``defaults`` are what a study has that was made before a setting came. With ``heartbeat_s`` it is one that others
     may be at work on: what they run is left to them. A database may take ``wait_s`` to be reachable.
@@ -136,6 +139,11 @@ def open_study(
             raise StudyError(
                 f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
                 " or another name: --set name=NAME."
+            )
+        elif not is_own(study):
+            raise StudyError(
+                f"study '{name}' exists, and its trials are of what lies in another folder. Give its --out, or another"
+                " name: --set name=NAME."
             )
         if heartbeat_s is None and SHARED in study.user_attrs:
             raise StudyError(
