@@ -185,11 +185,14 @@ def keep_ranking(space: Workspace, out: Path) -> None:
 
 
 def take_ranking(space: Workspace, out: Path) -> None:
-    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
+    """Order the units as the study in ``out`` did, where it is of the same teacher and rows, ranked alike; charged as
+    if made."""
     if not (out / CONFIG).exists() or not (out / RANKING).exists():
         return
-    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
-    if not differences(read_config(out / CONFIG), space.config, ignore=free):
+    of_trials = (f"search.{name}" for name in SearchConfig.model_fields if name != "importance")
+    free = (*FREE_IN_BASELINE, "name", "distillation", *of_trials)
+    others = {"teacher", TEACHER_SETTINGS, "train"} & Place.of(out).changed(space).keys()
+    if not others and not differences(read_config(out / CONFIG), space.config, ignore=free):
         space.extra["ranking"], cost = read_ranking(out / RANKING)
         space.ledger.charge_once(RANKING_PAID, "importance", cost)
 

@@ -75,16 +75,20 @@ class Place:
         except (ValueError, TypeError):
             raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
 
-    def refuse_changed(self, space: Workspace) -> None:
-        """Raise StudyError naming what differs, where the folder is of another teacher or of other rows."""
+    def changed(self, space: Workspace) -> dict[str, str]:
+        """In which fingerprints teacher and rows are not the folder's, and how; nothing where it has none yet."""
         then, now = self.made_of, _made_of(space)
         if then is None:
-            return
+            return {}
         then = {"teacher settings": now["teacher settings"], **then}  # which were not always told
-        changed = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
-        if changed:
+        return {name: f"{then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]}
+
+    def refuse_changed(self, space: Workspace) -> None:
+        """Raise StudyError naming what differs, where the folder is of another teacher or of other rows."""
+        if changed := self.changed(space):
+            listed = "; ".join(f"{name}: {how}" for name, how in changed.items())
             raise StudyError(
-                f"{self.folder}: is of another teacher or of other data ({'; '.join(changed)}). Give those again, or "
+                f"{self.folder}: is of another teacher or of other data ({listed}). Give those again, or "
                 "start afresh beside it with --new"
             )
 

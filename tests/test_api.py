@@ -263,8 +263,24 @@ def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, mo
 
 def test_a_baseline_beside_a_study_orders_the_units_as_the_study_did(config, study, monkeypatch):
     monkeypatch.setattr(api.Workspace, "ranking", lambda space: space.extra["ranking"])  # none is made
-    result = api.baseline(config(search={"importance": {"examples": 16}}), "direct", study)
+    result = api.baseline(config(search={"lam": 0.5, "scorer": "recovered"}), "direct", study)
     assert result["cost"]["stages"]["importance"]["flops"] > 0
+
+
+def test_a_baseline_ranks_by_its_own_settings_and_its_own_teacher(config, study):
+    def took(**changes):
+        space = open_workspace(config(**changes))
+        preparing.take_ranking(space, study)
+        return "ranking" in space.extra
+
+    assert took()
+    assert took(search={"importance": {"examples": 32, "refit": False}})
+    assert not took(search={"importance": {"examples": 16}})
+    assert not took(search={"importance": {"examples": 32, "criterion": "fisher"}})
+    made_of = json.loads((study / "made_of.json").read_text())
+    for name, takes in (("teacher", False), ("train", False), ("validation", True)):
+        (study / "made_of.json").write_text(json.dumps({**made_of, name: "another"}))
+        assert took() == takes
 
 
 def test_a_study_can_be_predicted_for_a_teacher_that_is_itself_pruned(config, study, tmp_path):
