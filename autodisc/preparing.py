@@ -79,8 +79,10 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
 
 
 def told_before(space: Workspace) -> dict[str, Any]:
-    """What a study of before some setting came had of it."""
-    return {**_default_settings(), TEACHER_SETTINGS: settings_digest(space.teacher)}
+    """What a study of before some setting came had of it: its trials were scored on all rows."""
+    whole = len(scored_rows(space)) == len(space.task.validation)
+    examples = space.config.search.examples if whole else "all"
+    return {**_default_settings(), "search.examples": examples, TEACHER_SETTINGS: settings_digest(space.teacher)}
 
 
 def _default_settings() -> dict[str, Any]:

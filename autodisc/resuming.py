@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, differences, read_config, write_config
+from autodisc.config import CONFIG, StudyConfig, differences, make_config, read_yaml, write_config
 from autodisc.costs import resume_ledger, save_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
@@ -164,7 +164,10 @@ def refuse_another(config: StudyConfig, folder: Path, free: tuple[str, ...]) -> 
     """Raise StudyError naming what differs, where ``folder`` is of another configuration."""
     path = folder / CONFIG
     if path.exists():
-        _refuse(folder, "study", differences(read_config(path), config, ignore=free))
+        values = read_yaml(path)
+        if config.search.examples == "all":  # as trials were scored before that could be said
+            values.get("search", {}).setdefault("examples", "all")
+        _refuse(folder, "study", differences(make_config(values, source=str(path)), config, ignore=free))
 
 
 def _refuse(folder: Path, what: str, changed: list[str]) -> None:

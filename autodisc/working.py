@@ -133,6 +133,7 @@ def merge_ledgers(ledger: Ledger, out: Path) -> None:
 
 
 def _config(values: dict[str, Any], storage: str, overrides: Mapping[str, Any]) -> StudyConfig:
+    values = {**values, "search": {"examples": "all", **values["search"]}}  # as it was before that could be said
     for key, value in {**overrides, "search.storage": storage}.items():
         section, _, name = key.partition(".")
         values = {**values, section: {**values[section], name: value}}

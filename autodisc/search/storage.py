@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -128,16 +129,17 @@ def open_study(
         opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
-        if recorded is not None:
-            recorded = {name: value for name, value in (defaults or {}).items() if name in fingerprint} | recorded
+        untold = {name: value for name, value in (defaults or {}).items() if name in fingerprint and name not in (recorded or {})}
         if recorded is None:
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_metric_names([metric_name])
-        elif recorded != fingerprint:
+        elif (recorded := untold | recorded) != fingerprint:
             changed = sorted(k for k in recorded.keys() | fingerprint.keys() if recorded.get(k) != fingerprint.get(k))
             listed = "; ".join(f"{key}: {recorded.get(key)} -> {fingerprint.get(key)}" for key in changed[:5])
+            given = [f"--set {key}={_as_given(untold[key])}" for key in changed if key in untold]
+            settings = f"the same settings ({', '.join(given)})" if given else "the same settings"
             raise StudyError(
-                f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
+                f"study '{name}' exists with another configuration ({listed}). Give {settings},"
                 " or another name: --set name=NAME."
             )
         elif not is_own(study):
@@ -152,6 +154,10 @@ def open_study(
         if heartbeat_s is None:
             close_stale(study)
         return study
+
+
+def _as_given(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def load_study(name: str, storage: str) -> optuna.Study:
