@@ -179,7 +179,7 @@ def test_a_worker_in_a_folder_that_is_another_study_s_is_refused_and_in_the_same
     (tmp_path / "elsewhere").symlink_to(out)
     assert work(NAME, settings.search.storage, tmp_path / "elsewhere")["trials"] == 0
     api.search(config(search=QUICK), tmp_path / "alone")
-    with pytest.raises(StudyError, match="its trials are of what lies in another folder. Give its --out"):
+    with pytest.raises(StudyError, match=r"its trials are of what lies in another folder\. Give its --out"):
         work(NAME, settings.search.storage, tmp_path / "alone")
 
 

@@ -32,7 +32,7 @@ from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
 from autodisc.files import write_json
 from autodisc.models.checkpoints import own_head
-from autodisc.models.inference import forward_macs, saved_macs
+from autodisc.models.inference import forward_macs, in_halves, saved_macs
 from autodisc.pruning.candidates import Candidate, Ranking, chain_from
 from autodisc.pruning.supernet import extract
 from autodisc.search.backends import LOCAL
@@ -206,7 +206,8 @@ def fill_cache(work: MultiTrial, workshop: Workshop) -> None:
     with workshop.teacher(work.teacher, config) as outputs:
         for batch in batches(task.train, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=order):
             for part in batch.split(config.accumulation):
-                outputs(part.to(workshop.runtime.device))
+                for _ in in_halves(part.to(workshop.runtime.device), outputs):
+                    pass
             if any(why.startswith("recompute") for why in workshop.ledger.decisions.values()):
                 return  # every process will
 

@@ -129,7 +129,11 @@ def open_study(
         opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
-        untold = {name: value for name, value in (defaults or {}).items() if name in fingerprint and name not in (recorded or {})}
+        untold = {
+            name: value
+            for name, value in (defaults or {}).items()
+            if name in fingerprint and name not in (recorded or {})
+        }
         if recorded is None:
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_metric_names([metric_name])

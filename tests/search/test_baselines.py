@@ -18,6 +18,7 @@ from autodisc.search.baselines import (
     baseline_result,
     chain_from,
     distill_direct,
+    fill_cache,
     projected_flops,
     run_maxidisc,
 )
@@ -193,6 +194,21 @@ def test_direct_and_the_projection_count_a_vocabulary_s_head_which_does_not_shri
     assert taken == [steps_for(train, 16, passes / small)]
     projected = projected_flops(teacher, ranking, {0.5: assistant}, student, CONFIG, train)
     assert projected == pytest.approx(2 * forward_macs(teacher, tokens) * 48 * (1 + 3 * passes))
+
+
+def test_teacher_outputs_are_made_in_halves_where_memory_is_short(candidates, tiny, random_ranking, make_workshop):
+    teacher = tiny(layers=2)
+    workshop, seen = make_workshop(), []
+
+    def refuse(module, arguments, named):
+        seen.append(len(named["input_ids"]))
+        if seen[-1] > 4:
+            raise MemoryError
+
+    ranking = random_ranking(teacher)
+    with teacher.register_forward_pre_hook(refuse, with_kwargs=True):
+        fill_cache(MultiTrial(teacher, ranking, candidates, candidate(ranking, 0.9), CONFIG), workshop)
+    assert sum(rows for rows in seen if rows <= 4) >= len(workshop.task.train)
 
 
 def test_a_student_of_another_architecture_stands_in_no_sandwich_of_that_mean_trial(
