@@ -43,7 +43,7 @@ from autodisc.preparing import (
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
 from autodisc.reporting.records import Record
-from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
+from autodisc.resuming import LEDGER, Place, clear_records, located, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
@@ -205,8 +205,9 @@ def distill(
     with disk_errors(study):
         alike = None if new else finished.distilled_alike(config, FREE)
         if alike is not None:
-            Place.of(study / Path(alike.result["student"]["path"]).parent.name).remove()
-            return {**alike.result, "cost": alike.values["cost"]}
+            result = located(alike.result, study)
+            Place.of(Path(result["student"]["path"]).parent).remove()
+            return {**result, "cost": alike.values["cost"]}
         place = finished.place_to_distil(config, FREE, new=new)
         with place.claimed(finished.open(config, progress=progress)) as space:
             take_paid(space.ledger, study / LEDGER)  # rows that the recovery read

@@ -24,7 +24,7 @@ from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import Record, latest, read_records
-from autodisc.resuming import Place
+from autodisc.resuming import Place, located
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Cuts, Slices
 from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
@@ -51,8 +51,7 @@ class Finished:
         """The folder of the newest student, wherever the study lies by now."""
         if self.distilled is None:
             return None
-        recorded = Path(self.distilled.result["student"]["path"])
-        return self.folder / recorded.parent.name / recorded.name
+        return Path(located(self.distilled.result, self.folder)["student"]["path"])
 
     def open(self, config: StudyConfig | None = None, *, progress: Progress | None = None) -> Workspace:
         """What its work was done with, under other settings if need be; StudyError where teacher or rows are others."""
@@ -86,8 +85,7 @@ class Finished:
     def distilled_alike(self, config: StudyConfig, free: tuple[str, ...]) -> Record | None:
         """The newest distillation of these settings whose student is still there."""
         for record in sorted(self.distillations, key=lambda record: record.created, reverse=True):
-            student = Path(record.result["student"]["path"])
-            there = (self.folder / student.parent.name / student.name).exists()
+            there = Path(located(record.result, self.folder)["student"]["path"]).exists()
             if there and not differences(record.values["config"], config, ignore=free):
                 return record
         return None

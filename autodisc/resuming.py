@@ -151,7 +151,16 @@ def made(
         return None
     if config is not None:
         _refuse(folder, "result", differences(record.values["config"], config, ignore=free))
-    return {**record.result, "cost": record.values["cost"]}
+    return {**located(record.result, folder), "cost": record.values["cost"]}
+
+
+def located(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recorded result with its models' paths, wherever ``folder`` lies by now."""
+    found = {**result, "path": str(folder)} if "path" in result else dict(result)
+    for role in ("assistant", "student", "best"):
+        if isinstance(known := result.get(role), dict) and "path" in known:
+            found[role] = {**known, "path": str(folder.joinpath(*Path(known["path"]).parts[-2:]))}
+    return found
 
 
 def clear_records(folder: Path) -> None:

@@ -58,6 +58,20 @@ def test_a_finished_distillation_is_returned_and_other_settings_are_another(conf
     assert kinds(study) == ["search", "distill", "distill"]
 
 
+def test_what_was_made_is_returned_where_it_lies_by_now(config, study, tmp_path):
+    api.distill(study)
+    api.baseline(config(), "direct", study)
+    moved = study.rename(tmp_path / "moved")
+    again, direct = api.distill(moved), api.baseline(config(), "direct", moved)
+    for model, folder in (
+        (again["assistant"], "distilled-1/assistant"),
+        (again["student"], "distilled-1/student"),
+        (direct["best"], "baseline-direct/student"),
+    ):
+        assert Path(model["path"]) == moved / folder
+        assert load(model["path"])
+
+
 def test_a_distillation_of_other_settings_leaves_an_unfinished_one_alone(config, study, make_listener):
     with pytest.raises(KeyboardInterrupt):
         api.distill(study, progress=make_listener("teacher to assistant", after=2))
