@@ -30,7 +30,9 @@ from autodisc.preparing import (
     check_varied,
     keep_ranking,
     made_of,
+    mark,
     opened,
+    own,
     scored,
     search_settings,
     study_name,
@@ -41,7 +43,7 @@ from autodisc.preparing import (
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
 from autodisc.reporting.records import Record
-from autodisc.resuming import LEDGER, Place, clear_records, made, refuse_another, unfinished_teacher
+from autodisc.resuming import LEDGER, Place, clear_records, located, made, refuse_another, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
@@ -124,10 +126,12 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 fingerprint={**made_of(seen), **search_settings(config)},
                 defaults=told_before(space),
                 metric_name=f"{space.task.metric.name} + {config.search.lam:g}·sparsity",
+                is_own=own(place),
                 say=space.workshop.progress.say,
                 heartbeat_s=config.search.heartbeat_s if shared else None,
             )
             place.claim(config, space)  # only now: a mistake in data, teacher or storage leaves nothing behind
+            mark(study, place)
             if shared:
                 publish(study, portable(config))
             keep_ranking(space, out)
@@ -204,8 +208,9 @@ def distill(
     with disk_errors(study):
         alike = None if new else finished.distilled_alike(config, FREE)
         if alike is not None:
-            Place.of(study / Path(alike.result["student"]["path"]).parent.name).remove()
-            return {**alike.result, "cost": alike.values["cost"]}
+            result = located(alike.result, study)
+            Place.of(Path(result["student"]["path"]).parent).remove()
+            return {**result, "cost": alike.values["cost"]}
         place = finished.place_to_distil(config, FREE, new=new)
         with place.claimed(finished.open(config, progress=progress)) as space:
             take_paid(space.ledger, study / LEDGER)  # rows that the recovery read

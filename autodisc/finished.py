@@ -10,8 +10,10 @@ DIR/distilled-N/    assistant and student of each distillation
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -22,10 +24,10 @@ from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import Record, latest, read_records
-from autodisc.resuming import Place
+from autodisc.resuming import Place, located
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Cuts, Slices
-from autodisc.workspace import Workspace, open_workspace, read_ranking
+from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
 
 SUPERNET, RANKING = "supernet", "ranking.json"
 
@@ -49,18 +51,31 @@ class Finished:
         """The folder of the newest student, wherever the study lies by now."""
         if self.distilled is None:
             return None
-        recorded = Path(self.distilled.result["student"]["path"])
-        return self.folder / recorded.parent.name / recorded.name
+        return Path(located(self.distilled.result, self.folder)["student"]["path"])
 
     def open(self, config: StudyConfig | None = None, *, progress: Progress | None = None) -> Workspace:
-        """What its work was done with, under other settings if need be; StudyError where the teacher is another."""
+        """What its work was done with, under other settings if need be; StudyError where teacher or rows are others."""
         config = self.settled(config or self.config)
         space = open_workspace(config, progress=progress)
         then, now = self.searched.values["teacher"], settings_digest(space.teacher)
         if (then["fingerprint"], then.get("settings", now)) != (space.teacher_fingerprint, now):
             raise StudyError(f"teacher: {config.teacher.model} has changed since the search; search again")
+        self._refuse_other_rows(space)
         space.extra["ranking"], _ = read_ranking(self.folder / RANKING)  # what the study has paid for
         return space
+
+    def _refuse_other_rows(self, space: Workspace) -> None:
+        """The rows that chose the assistant might be among those that the student is judged by. Train may be another
+        draw of ``task.limit_train``."""
+        then, now = self.searched.values["task"]["fingerprints"], describe_task(space.task)["fingerprints"]
+        redrawn = _drawn(self.searched.values["config"]) != _drawn(space.config.model_dump())
+        compared = ("validation", "final") if redrawn else ("train", "validation", "final")
+        changed = [name for name in compared if then[name] != now[name]]
+        if changed:
+            raise StudyError(
+                f"task: the rows of {', '.join(changed)} are not the search's, by the files or by task settings; give"
+                " those of the search again, or search again with --new"
+            )
 
     def settled(self, config: StudyConfig) -> StudyConfig:
         """``config``, with the student that the search found where a budget is what it has."""
@@ -70,8 +85,7 @@ class Finished:
     def distilled_alike(self, config: StudyConfig, free: tuple[str, ...]) -> Record | None:
         """The newest distillation of these settings whose student is still there."""
         for record in sorted(self.distillations, key=lambda record: record.created, reverse=True):
-            student = Path(record.result["student"]["path"])
-            there = (self.folder / student.parent.name / student.name).exists()
+            there = Path(located(record.result, self.folder)["student"]["path"]).exists()
             if there and not differences(record.values["config"], config, ignore=free):
                 return record
         return None
@@ -92,6 +106,12 @@ class Finished:
         if self.config.search.scorer == "recovered":
             return saved_supernet(space, self.folder).extract(candidate)
         return space.workshop.cut(space.teacher, space.ranking(), candidate)
+
+
+def _drawn(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """What decides which rows of train are used."""
+    limit = config["task"]["limit_train"]
+    return limit, None if limit is None else config["runtime"]["seed"]
 
 
 def open_finished(folder: Path) -> Finished:

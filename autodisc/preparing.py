@@ -5,6 +5,7 @@ Each is made once for a study's folder, by whichever process comes first, and ke
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from autodisc.leases import once
 from autodisc.models.checkpoints import save_model, settings_digest
 from autodisc.pruning.candidates import Ranking, envelope
 from autodisc.pruning.supernet import Supernet
+from autodisc.resuming import TOKEN, Place
 from autodisc.search.evaluation import Opened
 from autodisc.search.patience import MISSED
 from autodisc.search.scorers import Slices
+from autodisc.search.storage import FOLDER, Study
 from autodisc.search.students import fingerprint, known_student, run_students, students
 from autodisc.tasks.data import Task
 from autodisc.tasks.drawing import draw_part, least_rows
@@ -78,14 +81,35 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
 
 
 def told_before(space: Workspace) -> dict[str, Any]:
-    """What a study of before some setting came had of it."""
-    return {**_default_settings(), TEACHER_SETTINGS: settings_digest(space.teacher)}
+    """What a study of before some setting came had of it: its trials were scored on all rows."""
+    whole = len(scored_rows(space)) == len(space.task.validation)
+    examples = space.config.search.examples if whole else "all"
+    return {**_default_settings(), "search.examples": examples, TEACHER_SETTINGS: settings_digest(space.teacher)}
 
 
 def _default_settings() -> dict[str, Any]:
     """The settings of a study that sets nothing."""
     sections = {"search": SearchConfig(), "distillation": DistillationConfig()}
     return flatten({name: section.model_dump(mode="json") for name, section in sections.items()})
+
+
+def own(place: Place) -> Callable[[Study], bool]:
+    """Whether a study in a storage is the folder's: its trials were measured with what lies there."""
+
+    def is_own(study: Study) -> bool:
+        token = (place.made_of or {}).get(TOKEN)
+        if FOLDER in study.user_attrs:
+            return bool(study.user_attrs[FOLDER] == token)
+        return (place.folder / CONFIG).exists() or not study.get_trials(deepcopy=False)  # of before there were tokens
+
+    return is_own
+
+
+def mark(study: Study, place: Place) -> None:
+    """Make a study its folder's, which is claimed."""
+    token = (place.made_of or {}).get(TOKEN)
+    if FOLDER not in study.user_attrs and token is not None:
+        study.set_user_attr(FOLDER, token)
 
 
 def lease_s(config: StudyConfig) -> float:
@@ -178,11 +202,14 @@ def keep_ranking(space: Workspace, out: Path) -> None:
 
 
 def take_ranking(space: Workspace, out: Path) -> None:
-    """Order the units as the study in ``out`` did, where it is of the same teacher and rows; charged as if made."""
+    """Order the units as the study in ``out`` did, where it is of the same teacher and rows, ranked alike; charged as
+    if made."""
     if not (out / CONFIG).exists() or not (out / RANKING).exists():
         return
-    free = (*FREE_IN_BASELINE, "name", "distillation", "search")
-    if not differences(read_config(out / CONFIG), space.config, ignore=free):
+    of_trials = (f"search.{name}" for name in SearchConfig.model_fields if name != "importance")
+    free = (*FREE_IN_BASELINE, "name", "distillation", *of_trials)
+    others = {"teacher", TEACHER_SETTINGS, "train"} & Place.of(out).changed(space).keys()
+    if not others and not differences(read_config(out / CONFIG), space.config, ignore=free):
         space.extra["ranking"], cost = read_ranking(out / RANKING)
         space.ledger.charge_once(RANKING_PAID, "importance", cost)
 

@@ -1,7 +1,7 @@
 """How a command's folder is claimed, gone on with, and found finished.
 
 FOLDER/config.yaml     the settings that it is of
-FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds
+FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, whose results it holds, and its token
 FOLDER/ledger.json     what was spent up to now
 FOLDER/unfinished/     states of trainings under way, and what they need; removed when the command is done
 FOLDER/tracking/       what trackers keep here
@@ -14,12 +14,13 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, differences, read_config, write_config
+from autodisc.config import CONFIG, StudyConfig, differences, make_config, read_yaml, write_config
 from autodisc.costs import resume_ledger, save_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
@@ -30,6 +31,7 @@ from autodisc.reporting.records import latest, read_records
 from autodisc.workspace import Workspace
 
 LEDGER, MADE_OF, UNFINISHED = "ledger.json", "made_of.json", "unfinished"
+TOKEN = "token"  # that a study in a storage has, too: its trials are of what lies in one folder
 
 
 @dataclass(frozen=True)
@@ -60,23 +62,33 @@ class Place:
         if not (self.folder / CONFIG).exists():
             write_config(config, self.folder / CONFIG)
         if not (self.folder / MADE_OF).exists():
-            write_json(self.folder / MADE_OF, _made_of(space))
+            write_json(self.folder / MADE_OF, {**_made_of(space), TOKEN: uuid.uuid4().hex})
+
+    @property
+    def made_of(self) -> dict[str, str] | None:
+        """What its file says; none where nothing is there yet, StudyError where it is damaged."""
+        path = self.folder / MADE_OF
+        try:
+            return dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError):
+            raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
+
+    def changed(self, space: Workspace) -> dict[str, str]:
+        """In which fingerprints teacher and rows are not the folder's, and how; nothing where it has none yet."""
+        then, now = self.made_of, _made_of(space)
+        if then is None:
+            return {}
+        then = {"teacher settings": now["teacher settings"], **then}  # which were not always told
+        return {name: f"{then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]}
 
     def refuse_changed(self, space: Workspace) -> None:
         """Raise StudyError naming what differs, where the folder is of another teacher or of other rows."""
-        path = self.folder / MADE_OF
-        try:
-            then = json.loads(path.read_text())
-        except FileNotFoundError:
-            return  # nothing there yet
-        except ValueError:
-            raise StudyError(f"{path}: is damaged; start afresh beside it with --new") from None
-        now = _made_of(space)
-        then = {"teacher settings": now["teacher settings"], **then}  # which were not always told
-        changed = [f"{name}: {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
-        if changed:
+        if changed := self.changed(space):
+            listed = "; ".join(f"{name}: {how}" for name, how in changed.items())
             raise StudyError(
-                f"{self.folder}: is of another teacher or of other data ({'; '.join(changed)}). Give those again, or "
+                f"{self.folder}: is of another teacher or of other data ({listed}). Give those again, or "
                 "start afresh beside it with --new"
             )
 
@@ -139,7 +151,16 @@ def made(
         return None
     if config is not None:
         _refuse(folder, "result", differences(record.values["config"], config, ignore=free))
-    return {**record.result, "cost": record.values["cost"]}
+    return {**located(record.result, folder), "cost": record.values["cost"]}
+
+
+def located(result: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A recorded result with its models' paths, wherever ``folder`` lies by now."""
+    found = {**result, "path": str(folder)} if "path" in result else dict(result)
+    for role in ("assistant", "student", "best"):
+        if isinstance(known := result.get(role), dict) and "path" in known:
+            found[role] = {**known, "path": str(folder.joinpath(*Path(known["path"]).parts[-2:]))}
+    return found
 
 
 def clear_records(folder: Path) -> None:
@@ -152,7 +173,10 @@ def refuse_another(config: StudyConfig, folder: Path, free: tuple[str, ...]) -> 
     """Raise StudyError naming what differs, where ``folder`` is of another configuration."""
     path = folder / CONFIG
     if path.exists():
-        _refuse(folder, "study", differences(read_config(path), config, ignore=free))
+        values = read_yaml(path)
+        if config.search.examples == "all":  # as trials were scored before that could be said
+            values.get("search", {}).setdefault("examples", "all")
+        _refuse(folder, "study", differences(make_config(values, source=str(path)), config, ignore=free))
 
 
 def _refuse(folder: Path, what: str, changed: list[str]) -> None:

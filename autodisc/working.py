@@ -26,6 +26,7 @@ from autodisc.preparing import (
     keep_ranking,
     made_of,
     opened,
+    own,
     scored,
     search_settings,
     study_name,
@@ -33,7 +34,7 @@ from autodisc.preparing import (
     with_student,
 )
 from autodisc.progress import Progress, Silent
-from autodisc.resuming import UNFINISHED, refuse_another
+from autodisc.resuming import UNFINISHED, Place, refuse_another
 from autodisc.search.assistants import join_study
 from autodisc.search.evaluation import Opened
 from autodisc.search.patience import PATIENCE_S
@@ -101,6 +102,7 @@ def work(
             fingerprint={**made_of(seen), **search_settings(config)},
             defaults=told_before(space),
             metric_name="",  # it has one
+            is_own=own(Place.of(out)),
             say=progress.say,
             heartbeat_s=config.search.heartbeat_s,
             wait_s=PATIENCE_S,  # it was there a moment ago
@@ -131,6 +133,7 @@ def merge_ledgers(ledger: Ledger, out: Path) -> None:
 
 
 def _config(values: dict[str, Any], storage: str, overrides: Mapping[str, Any]) -> StudyConfig:
+    values = {**values, "search": {"examples": "all", **values["search"]}}  # as it was before that could be said
     for key, value in {**overrides, "search.storage": storage}.items():
         section, _, name = key.partition(".")
         values = {**values, section: {**values[section], name: value}}

@@ -245,6 +245,24 @@ def test_a_storage_refuses_a_study_of_the_same_name_made_otherwise(config, tmp_p
     assert not (tmp_path / "two").exists()
 
 
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_storage_refuses_the_study_of_another_folder_whose_supernet_its_trials_are_of(
+    config, tmp_path, monkeypatch, marked
+):
+    if not marked:  # as of before studies knew their folders
+        monkeypatch.setattr(api, "mark", lambda study, place: None)
+    shared = config(search={"storage": f"sqlite:///{tmp_path}/shared.db", "sparsities": [0.25]})
+    first = api.search(shared, tmp_path / "one")
+    monkeypatch.undo()
+    with pytest.raises(StudyError, match=r"its trials are of what lies in another folder.*--set name=NAME") as caught:
+        api.search(shared, tmp_path / "two")
+    one_line(caught)
+    assert not (tmp_path / "two").exists()
+    moved = (tmp_path / "one").rename(tmp_path / "moved")
+    shutil.rmtree(moved / "records")  # as if it had been stopped before its end
+    assert chosen(api.search(shared, moved)) == chosen(first)
+
+
 def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, monkeypatch):
     out = tmp_path / "study"
     found = api.search(config(search={"scorer": "pruned", "margin": 0.0, "sparsities": [0.1, 0.25]}), out)
@@ -258,8 +276,24 @@ def test_a_pruned_study_is_distilled_from_the_cut_it_scored(config, tmp_path, mo
 
 def test_a_baseline_beside_a_study_orders_the_units_as_the_study_did(config, study, monkeypatch):
     monkeypatch.setattr(api.Workspace, "ranking", lambda space: space.extra["ranking"])  # none is made
-    result = api.baseline(config(search={"importance": {"examples": 16}}), "direct", study)
+    result = api.baseline(config(search={"lam": 0.5, "scorer": "recovered"}), "direct", study)
     assert result["cost"]["stages"]["importance"]["flops"] > 0
+
+
+def test_a_baseline_ranks_by_its_own_settings_and_its_own_teacher(config, study):
+    def took(**changes):
+        space = open_workspace(config(**changes))
+        preparing.take_ranking(space, study)
+        return "ranking" in space.extra
+
+    assert took()
+    assert took(search={"importance": {"examples": 32, "refit": False}})
+    assert not took(search={"importance": {"examples": 16}})
+    assert not took(search={"importance": {"examples": 32, "criterion": "fisher"}})
+    made_of = json.loads((study / "made_of.json").read_text())
+    for name, takes in (("teacher", False), ("train", False), ("validation", True)):
+        (study / "made_of.json").write_text(json.dumps({**made_of, name: "another"}))
+        assert took() == takes
 
 
 def test_a_study_can_be_predicted_for_a_teacher_that_is_itself_pruned(config, study, tmp_path):
@@ -447,6 +481,25 @@ def test_a_teacher_whose_settings_changed_since_the_search_is_refused(config, fu
     (tmp_path / "study/records").rename(tmp_path / "gone")
     with pytest.raises(StudyError, match="teacher settings: "):
         api.search(settings, tmp_path / "study")
+
+
+def test_rows_that_are_not_the_search_s_are_refused_and_another_draw_of_train_is_not(config, furnished, tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in ("train.csv", "validation.csv"):  # no test: a part of train is held out for the final figure
+        shutil.copy(furnished / "data" / name, tmp_path / "data" / name)
+    out, data = tmp_path / "study", {"data": str(tmp_path / "data")}
+    api.search(config(task=data, search={"sparsities": [0.5]}), out)
+    with pytest.raises(StudyError, match=r"task: the rows of train, final are not the search's") as caught:
+        api.distill(out, config=config(task={**data, "held_out": 0.3}, search={"sparsities": [0.5]}))
+    one_line(caught)
+    fewer = config(task={**data, "limit_train": 100}, search={"sparsities": [0.5]})
+    assert api.distill(out, config=fewer)["student"]["path"]
+    with (tmp_path / "data" / "validation.csv").open("a") as file:
+        file.write("w1 good w2,1\n")
+    for settings in (None, fewer.model_copy(update={"student_sparsity": 0.8})):
+        with pytest.raises(StudyError, match="task: the rows of validation are not the search's"):
+            api.distill(out, config=settings)
+    assert not (out / "distilled-2").exists()
 
 
 def only(furnished: Path, folder: Path, split: str, label: int) -> Path:

@@ -8,8 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import yaml
 
-from autodisc import api
+from autodisc import api, preparing
 from autodisc.cli import main
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import load, save_model
@@ -55,6 +56,20 @@ def test_a_finished_distillation_is_returned_and_other_settings_are_another(conf
     other = api.distill(study, config=config(distillation={"lr": 1e-3}))
     assert Path(other["student"]["path"]).parent.name == "distilled-2"
     assert kinds(study) == ["search", "distill", "distill"]
+
+
+def test_what_was_made_is_returned_where_it_lies_by_now(config, study, tmp_path):
+    api.distill(study)
+    api.baseline(config(), "direct", study)
+    moved = study.rename(tmp_path / "moved")
+    again, direct = api.distill(moved), api.baseline(config(), "direct", moved)
+    for model, folder in (
+        (again["assistant"], "distilled-1/assistant"),
+        (again["student"], "distilled-1/student"),
+        (direct["best"], "baseline-direct/student"),
+    ):
+        assert Path(model["path"]) == moved / folder
+        assert load(model["path"])
 
 
 def test_a_distillation_of_other_settings_leaves_an_unfinished_one_alone(config, study, make_listener):
@@ -113,6 +128,29 @@ def test_a_folder_of_another_teacher_or_other_rows_is_refused_with_what_differs(
     with pytest.raises(StudyError, match=r"another teacher .*\(teacher: .* -> .*; train: "):
         api.search(settings, out)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_an_unfinished_search_of_before_trials_saw_a_part_goes_on_with_all_which_the_refusal_names(
+    config, tmp_path, make_listener, monkeypatch
+):
+    out = tmp_path / "study"
+    every = config(search={"examples": "all", "sparsities": [0.25, 0.5]})
+    without = {name: value for name, value in preparing.search_settings(every).items() if name != "search.examples"}
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "search_settings", lambda _: without)
+        with pytest.raises(KeyboardInterrupt):
+            api.search(every, out, progress=make_listener("trials", after=1))
+    values = yaml.safe_load((out / "config.yaml").read_text())
+    del values["search"]["examples"]
+    (out / "config.yaml").write_text(yaml.safe_dump(values))
+    with monkeypatch.context() as patch:  # as where validation is large beside train
+        patch.setattr("autodisc.config.LEAST_SCORED", 30)
+        patch.setattr("autodisc.config.SCORED", 0.0)
+        with pytest.raises(StudyError, match=r"search\.examples: all -> None.*--set search\.examples=all") as caught:
+            api.search(config(search={"sparsities": [0.25, 0.5]}), out)
+        assert "\n" not in str(caught.value)
+        found = api.search(every, out)
+    assert (found["examples"], len(found["trials"])) == (80, 2)
 
 
 def test_new_takes_the_next_free_folder_and_says_which(tmp_path, capsys, monkeypatch, furnished):

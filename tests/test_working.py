@@ -171,6 +171,18 @@ def test_who_has_another_teacher_or_other_rows_is_refused(shared, furnished, tmp
         work(NAME, settings.search.storage, out, overrides={"task.data": str(other)})
 
 
+def test_a_worker_in_a_folder_that_is_another_study_s_is_refused_and_in_the_same_by_another_path_is_not(
+    config, shared, tmp_path
+):
+    settings, out = shared()
+    api.search(settings, out)
+    (tmp_path / "elsewhere").symlink_to(out)
+    assert work(NAME, settings.search.storage, tmp_path / "elsewhere")["trials"] == 0
+    api.search(config(search=QUICK), tmp_path / "alone")
+    with pytest.raises(StudyError, match=r"its trials are of what lies in another folder\. Give its --out"):
+        work(NAME, settings.search.storage, tmp_path / "alone")
+
+
 def test_what_cannot_be_joined_is_one_line(config, shared, tmp_path):
     settings, out = shared()
     api.search(settings, out)

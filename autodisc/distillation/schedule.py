@@ -371,14 +371,14 @@ def _stages(assistants: int) -> list[str]:
     return [ASSISTANT_PHASE, *(f"assistant to assistant {number}" for number in range(2, assistants + 1))]
 
 
-def passes_by_scale(phases: Sequence[Phase]) -> float:
-    """What phases cost, in training passes of the full model: a candidate costs its scale."""
+def full_passes(phases: Sequence[Phase], cost: Callable[[Candidate], float]) -> float:
+    """What phases cost, in training passes of the full model, where a candidate's is ``cost``."""
 
     def step(phase: Phase) -> float:
         always = list(dict.fromkeys([phase.target, phase.candidates[-1]]))[: phase.size]
-        rest = [c.scale for c in phase.candidates if c not in always]
+        rest = [cost(c) for c in phase.candidates if c not in always]
         extra = min(phase.size - len(always), len(rest))
-        return sum(c.scale for c in always) + (extra * sum(rest) / len(rest) if rest else 0.0)
+        return sum(map(cost, always)) + (extra * sum(rest) / len(rest) if rest else 0.0)
 
     return sum(phase.epochs * step(phase) for phase in phases)
 

@@ -11,8 +11,9 @@ row of 128 tokens instead made a trial on 408 pairs a fifth longer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
 EVALUATION_BATCH = 64
+Found = TypeVar("Found")
 LOGITS = 2**26  # of a batch at most: 256 MiB in fp32
 
 
@@ -90,20 +92,32 @@ def forward(
     model: PreTrainedModel, batch: Batch, *, runtime: Runtime, ledger: Ledger | None, kind: Hashable
 ) -> torch.Tensor:
     """Logits (B, V) or (B, T, V) of a batch on the device, in halves where memory is short; booked to ``ledger``."""
-    output: torch.Tensor | None = None
-    try:
+
+    def run(part: Batch) -> torch.Tensor:
         with keeps_no_graph(model), uncached(model), runtime.autocast():
-            output = model(**model_inputs(model, batch)).logits
+            output: torch.Tensor = model(**model_inputs(model, part)).logits
+        if ledger is not None:
+            ledger.book(counted(model, part, ledger, kind).of(*part.inputs["input_ids"].shape), part.padded_tokens)
+        return output
+
+    parts = list(in_halves(batch, run))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def in_halves(batch: Batch, work: Callable[[Batch], Found]) -> Iterator[Found]:
+    """What ``work`` makes of a batch, or, where memory is short, of its halves, and theirs, one after the other."""
+    found: list[Found] = []
+    try:
+        found.append(work(batch))
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(batch) == 1:
             raise
-    if output is None:  # out here nothing holds what was too large any more
-        free_memory()
-        parts = [forward(model, half, runtime=runtime, ledger=ledger, kind=kind) for half in batch.split(2)]
-        return torch.cat(parts)
-    if ledger is not None:
-        ledger.book(counted(model, batch, ledger, kind).of(*batch.inputs["input_ids"].shape), batch.padded_tokens)
-    return output
+    if found:
+        yield found.pop()
+        return
+    free_memory()  # out here nothing holds what was too large any more
+    for half in batch.split(2):
+        yield from in_halves(half, work)
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedModel
@@ -31,6 +32,7 @@ from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
+from autodisc.models.inference import in_halves
 from autodisc.models.layouts import Port, blocks, uncached, unit_ratio
 from autodisc.models.losses import labelled
 from autodisc.models.spreading import frozen, value
@@ -38,7 +40,7 @@ from autodisc.progress import Bar
 from autodisc.pruning.candidates import NEURON_MULTIPLE, Ranking
 from autodisc.pruning.slicing import recomputing
 from autodisc.runtime import Runtime
-from autodisc.tasks.batches import batches
+from autodisc.tasks.batches import Batch, batches
 from autodisc.tasks.data import Split, Task
 
 MANY = 64  # classes above which no (V, V) matrix is made of a row's
@@ -147,37 +149,57 @@ def second_moments(
     seen: dict[nn.Module, tuple[torch.Tensor, torch.Tensor]] = {}
     handles = [sink.register_forward_hook(_remember(seen)) for sink in sinks]
     signs = runtime.generator("fisher")
+
+    def see(part: Batch) -> None:
+        """Add a batch to the moments; nothing is added before all memory that it takes is there."""
+        real, before = part.inputs["attention_mask"].bool(), signs.bit_generator.state
+        seen.clear()
+        try:
+            with ledger.count(("fisher",), part.padded_tokens), recomputing(model, asked=False):
+                with uncached(model), trainable_attention(model, runtime), runtime.autocast():
+                    logits = model(**part.inputs).logits.float()
+                if not torch.isfinite(logits).all():
+                    raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
+                logits = labelled(logits, part.labels)
+                drawn = draw_signs(signs, *logits.shape).to(logits.device)
+                asked = (logits * fisher_root(logits.detach(), drawn)).sum()
+                found = torch.autograd.grad(asked, [seen[sink][1] for sink in sinks])
+                passed = [
+                    [each.to(real.device)[real].float() for each in (seen.pop(sink)[0], gradient)]
+                    for sink, gradient in zip(sinks, found, strict=True)
+                ]
+                for sink, (x, g) in zip(sinks, passed, strict=True):
+                    own = moments[sink]  # of x (tokens, columns) and g (tokens, C)
+                    own.tokens += len(x)
+                    own.inputs += x.sum(0)
+                    own.squares.addmm_(x.T, x)
+                    own.gradients.addmm_(g.T, g)
+        except BaseException:
+            seen.clear()
+            signs.bit_generator.state = before  # its halves draw the same
+            raise
+
     model.eval()
     try:
         with frozen(model):
             for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
                 for sink in sinks:
                     sink.weight.requires_grad_(True)  # so that there is a graph; its own gradient is never asked for
-                batch = batch.to(runtime.device)
-                real = batch.inputs["attention_mask"].bool()
-                seen.clear()
-                with ledger.count(("fisher",), batch.padded_tokens), recomputing(model, asked=False):
-                    with uncached(model), trainable_attention(model, runtime), runtime.autocast():
-                        logits = model(**batch.inputs).logits.float()
-                    if not torch.isfinite(logits).all():
-                        raise TrainingError("importance: the teacher's outputs are not finite; check the teacher")
-                    logits = labelled(logits, batch.labels)
-                    drawn = torch.from_numpy(signs.choice([-1.0, 1.0], logits.shape)).to(logits)
-                    asked = (logits * fisher_root(logits.detach(), drawn)).sum()
-                    passed = [seen[sink] for sink in sinks]
-                    found = torch.autograd.grad(asked, [output for _, output in passed])
-                    for sink, (entered, _), gradient in zip(sinks, passed, found, strict=True):
-                        x, g = (each.to(real.device)[real].float() for each in (entered, gradient))
-                        own = moments[sink]  # of x (tokens, columns) and g (tokens, C)
-                        own.tokens += len(x)
-                        own.inputs += x.sum(0)
-                        own.squares.addmm_(x.T, x)
-                        own.gradients.addmm_(g.T, g)
+                for _ in in_halves(batch.to(runtime.device), see):
+                    pass
                 bar.advance()
     finally:
         for handle in handles:
             handle.remove()
     return moments
+
+
+def draw_signs(generator: np.random.Generator, rows: int, columns: int) -> torch.Tensor:
+    """±1, int8: of a vocabulary's logits all at once in eight bytes each would be gigabytes."""
+    drawn = np.empty((rows, columns), np.int8)
+    for row in drawn:
+        row[:] = generator.integers(0, 2, columns)
+    return torch.from_numpy(2 * drawn - 1)
 
 
 def fisher_root(logits: torch.Tensor, signs: torch.Tensor) -> torch.Tensor:

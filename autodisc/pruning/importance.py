@@ -24,6 +24,7 @@ from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
 from autodisc.models.attention import trainable_attention
 from autodisc.models.checkpoints import Kept
+from autodisc.models.inference import in_halves
 from autodisc.models.layouts import blocks, unit_ratio
 from autodisc.models.losses import label_count, label_loss
 from autodisc.models.spreading import frozen, is_spread
@@ -34,7 +35,7 @@ from autodisc.pruning.masks import masked
 from autodisc.pruning.slicing import recomputing
 from autodisc.pruning.surgery import keep, positions
 from autodisc.runtime import Runtime
-from autodisc.tasks.batches import batches, number_of_batches
+from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task
 
 ROUNDS = 4
@@ -74,30 +75,36 @@ def estimate_importance(
     model.eval()
     with frozen(model):  # only the masks' gradients: two thirds of a training step
         for batch in batches(split, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=None):
-            batch = batch.to(runtime.device)
-            ones = [
-                [
-                    torch.zeros_like(total).index_fill_(0, where, 1.0).to(runtime.device).requires_grad_()
-                    for total, where in zip(units, kept, strict=True)
+            count = max(1, label_count(batch.labels))
+
+            def gradients(part: Batch, count: int = count) -> list[list[torch.Tensor | None]]:
+                ones = [
+                    [
+                        torch.zeros_like(total).index_fill_(0, where, 1.0).to(runtime.device).requires_grad_()
+                        for total, where in zip(units, kept, strict=True)
+                    ]
+                    for units, kept in zip(sums, there, strict=True)
                 ]
-                for units, kept in zip(sums, there, strict=True)
-            ]
-            with (
-                ledger.count(kind, batch.padded_tokens),
-                masked(model, *ones),
-                trainable_attention(model, runtime),
-                recomputing(model, asked=runtime.checkpointing),
-            ):
-                with runtime.autocast():
-                    logits = model(**batch.inputs).logits.float()
-                loss = label_loss(logits, batch.labels, max(1, label_count(batch.labels)))
-                if not torch.isfinite(loss):
-                    raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
-                loss.backward()  # in here: what is computed again has to be computed masked
-            for units, masks in zip(sums, ones, strict=True):
-                for total, mask in zip(units, masks, strict=True):
-                    if mask.grad is not None:  # a layer without heads passes no gradient
-                        total += mask.grad.abs().cpu()
+                with (
+                    ledger.count(kind, part.padded_tokens),
+                    masked(model, *ones),
+                    trainable_attention(model, runtime),
+                    recomputing(model, asked=runtime.checkpointing),
+                ):
+                    with runtime.autocast():
+                        logits = model(**part.inputs).logits.float()
+                    loss = label_loss(logits, part.labels, count)
+                    if not torch.isfinite(loss):
+                        raise TrainingError("importance: the loss is not finite; check the teacher and its labels")
+                    loss.backward()  # in here: what is computed again has to be computed masked
+                return [[mask.grad for mask in masks] for masks in ones]
+
+            parts = list(in_halves(batch.to(runtime.device), gradients))
+            for units, *found in zip(sums, *parts, strict=True):
+                for total, *grads in zip(units, *found, strict=True):
+                    passed = [grad for grad in grads if grad is not None]  # a layer without heads passes none
+                    if passed:
+                        total += torch.stack(passed).sum(0).abs().cpu()
         if not all(total.isfinite().all() for units in sums for total in units):
             raise TrainingError("importance: a gradient is not finite; give --precision fp32, or check the teacher")
     sums = [[total[where] for total, where in zip(*pair, strict=True)] for pair in zip(sums, there, strict=True)]

@@ -25,7 +25,7 @@ from autodisc.progress import Bar, Tracker
 from autodisc.pruning.candidates import Candidate
 from autodisc.search.backends import LOCAL
 from autodisc.search.evaluation import Measured, Opened, Outcome, evaluate
-from autodisc.search.scorers import beside, let_go
+from autodisc.search.scorers import beside, let_go, one_at_a_time
 from autodisc.search.sharing import SharedStudy
 from autodisc.search.stopping import Judge, Standing, values_of
 from autodisc.search.storage import (
@@ -104,7 +104,6 @@ def run_study(
                 for trial in trials:
                     tell(study, trial, error)
                 raise
-            let_go(opened)
             workshop.book()  # before the trials that it paid for are told
             for trial in trials:
                 if latency is not None:
@@ -212,11 +211,16 @@ def _measure(
     workshop: Workshop,
     bar: Bar,
 ) -> dict[Candidate, Outcome]:
-    """Every candidate in one pass, or, with several processes, in one pass of each process."""
+    """Every candidate in one pass, or, with several processes, in one pass of each process; or one after the other."""
+    found: dict[Candidate, Outcome] = {}
     if (jobs == 1 and backend == LOCAL) or len(candidates) == 1:
         with workshop.ledger.stage(STAGE):
-            return dict(zip(candidates, evaluate(opened, candidates, workshop, judge=judge, bar=bar), strict=True))
-    found: dict[Candidate, Outcome] = {}
+            rounds = [[each] for each in candidates] if judge is None and one_at_a_time(opened) else [candidates]
+            for together in rounds:
+                outcomes = evaluate(opened, together, workshop, judge=judge, bar=bar)
+                found |= dict(zip(together, outcomes, strict=True))
+                let_go(opened)
+        return found
     parts = [tuple(candidates[number::jobs]) for number in range(min(jobs, len(candidates)))]
     for part, outcome in spread(_Part(beside(opened, apart(workshop)), judge), parts, jobs, workshop, backend=backend):
         if isinstance(outcome, Exception) and not isinstance(outcome, TrainingError):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from autodisc.distillation.schedule import Workshop
 from autodisc.models.layouts import blocks
+from autodisc.models.spreading import is_spread
 from autodisc.pruning.candidates import Candidate, Ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.search.evaluation import Opened
@@ -40,7 +41,7 @@ def _slices(model: Any, ranking: Ranking) -> Slices:
 class Cuts(Sendable):
     """The ``pruned`` scorer's candidates, each cut and refitted when first asked for, and kept until ``let_go``.
 
-    They share the teacher's embeddings, half of a small model (surgery.py).
+    They share the teacher's embeddings, half of a small model (surgery.py), and lie in memory side by side, fp32.
     """
 
     teacher: PreTrainedModel
@@ -58,6 +59,12 @@ class Cuts(Sendable):
 def beside(scorer: Opened, workshop: Workshop) -> Opened:
     """``scorer`` for another process, which books to ``workshop``."""
     return replace(scorer, workshop=workshop, made={}) if isinstance(scorer, Cuts) else scorer
+
+
+def one_at_a_time(scorer: Opened) -> bool:
+    """Whether its candidates are too large to lie in memory side by side: cuts of a teacher that one device cannot
+    hold."""
+    return isinstance(scorer, Cuts) and is_spread(scorer.teacher)
 
 
 def let_go(scorer: Opened) -> None:

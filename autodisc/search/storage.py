@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from autodisc.search.patience import open_database
 from autodisc.urls import public, redacted, with_password
 
 FINGERPRINT, ERROR = "fingerprint", "error"
+FOLDER = "folder"  # the study's attribute that holds its folder's token
 SHARED = "config"  # the study's attribute that holds its settings, for whoever joins it
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
 STARTUP = 10
@@ -110,12 +112,14 @@ def open_study(
     *,
     fingerprint: dict[str, Any],
     metric_name: str,
+    is_own: Callable[[optuna.Study], bool] = lambda study: True,
     say: Say = lambda text: None,
     defaults: Mapping[str, Any] | None = None,
     heartbeat_s: int | None = None,
     wait_s: float = 0.0,
 ) -> optuna.Study:
-    """Create a study, or go on with it; raises StudyError when it was made with another configuration.
+    """Create a study, or go on with it; raises StudyError when it was made with another configuration, or is not
+    ``is_own``: another folder's.
 
     ``defaults`` are what a study has that was made before a setting came. With ``heartbeat_s`` it is one that others
     may be at work on: what they run is left to them. A database may take ``wait_s`` to be reachable.
@@ -125,17 +129,27 @@ def open_study(
         opened = open_storage(storage, say=say, heartbeat_s=heartbeat_s, wait_s=wait_s)
         study = optuna.create_study(study_name=name, storage=opened, direction="maximize", load_if_exists=True)
         recorded = study.user_attrs.get(FINGERPRINT)
-        if recorded is not None:
-            recorded = {name: value for name, value in (defaults or {}).items() if name in fingerprint} | recorded
+        untold = {
+            name: value
+            for name, value in (defaults or {}).items()
+            if name in fingerprint and name not in (recorded or {})
+        }
         if recorded is None:
             study.set_user_attr(FINGERPRINT, fingerprint)
             study.set_metric_names([metric_name])
-        elif recorded != fingerprint:
+        elif (recorded := untold | recorded) != fingerprint:
             changed = sorted(k for k in recorded.keys() | fingerprint.keys() if recorded.get(k) != fingerprint.get(k))
             listed = "; ".join(f"{key}: {recorded.get(key)} -> {fingerprint.get(key)}" for key in changed[:5])
+            given = [f"--set {key}={_as_given(untold[key])}" for key in changed if key in untold]
+            settings = f"the same settings ({', '.join(given)})" if given else "the same settings"
             raise StudyError(
-                f"study '{name}' exists with another configuration ({listed}). Give the same settings,"
+                f"study '{name}' exists with another configuration ({listed}). Give {settings},"
                 " or another name: --set name=NAME."
+            )
+        elif not is_own(study):
+            raise StudyError(
+                f"study '{name}' exists, and its trials are of what lies in another folder. Give its --out, or another"
+                " name: --set name=NAME."
             )
         if heartbeat_s is None and SHARED in study.user_attrs:
             raise StudyError(
@@ -144,6 +158,10 @@ def open_study(
         if heartbeat_s is None:
             close_stale(study)
         return study
+
+
+def _as_given(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def load_study(name: str, storage: str) -> optuna.Study:

@@ -19,7 +19,7 @@ from autodisc.distillation.schedule import (
     distill_from,
     distill_phase,
     distill_sandwich,
-    passes_by_scale,
+    full_passes,
     phases,
     recover,
     recovery_steps,
@@ -272,6 +272,10 @@ def test_recovery_takes_a_fraction_of_the_steps_of_the_assistants_phase(make_tas
 def scheduled(ranking, chain, size, last, **settings):
     config = DistillationConfig(epochs=2, sandwich_size=size, student_sandwich_size=last, **settings)
     return phases(ranking, chain, config)
+
+
+def passes_by_scale(scheduled):
+    return full_passes(scheduled, lambda candidate: candidate.scale)
 
 
 def test_passes_by_scale_add_up_both_phases(random_ranking, tiny):

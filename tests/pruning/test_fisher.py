@@ -15,7 +15,7 @@ from autodisc.models.layouts import Port, blocks
 from autodisc.progress import Silent
 from autodisc.pruning import fisher
 from autodisc.pruning.candidates import candidate, nested_candidates
-from autodisc.pruning.fisher import Removal, fisher_root, in_one_order, second_moments
+from autodisc.pruning.fisher import MANY, Removal, draw_signs, fisher_root, in_one_order, second_moments
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
@@ -88,6 +88,32 @@ def test_the_moments_are_those_of_a_plain_loop_over_examples(tiny, make_task, ma
             x = x - x.mean(0)
         assert_close(found[sink].covariance(), x.double().T @ x.double(), rtol=1e-3, atol=1e-3)
         assert_close(found[sink].gradients, g.T @ g, rtol=1e-3, atol=1e-5)
+
+
+def test_signs_are_drawn_row_by_row_as_all_at_once():
+    ours, plain = np.random.default_rng(3), np.random.default_rng(3)
+    drawn = [draw_signs(ours, rows, 101) for rows in (3, 4)]
+    assert torch.cat(drawn).dtype == torch.int8
+    assert (torch.cat(drawn).numpy() == plain.choice([-1.0, 1.0], (7, 101))).all()
+    assert ours.random() == plain.random()
+
+
+def test_a_batch_that_memory_is_too_short_for_has_the_moments_of_its_halves(tiny, make_task, make_runtime, monkeypatch):
+    task, model = make_task(train=13), tiny(layers=2, num_labels=MANY + 1)
+    expected = measure(model, task, make_runtime(), batch_size=8)
+    root = fisher.fisher_root
+
+    def refuse(logits, signs):  # after they are drawn
+        if len(logits) > 2:
+            raise MemoryError
+        return root(logits, signs)
+
+    monkeypatch.setattr(fisher, "fisher_root", refuse)
+    found = measure(model, task, make_runtime(), batch_size=8)
+    for sink, moments in expected.items():
+        assert found[sink].tokens == moments.tokens
+        assert_close(found[sink].squares, moments.squares)
+        assert_close(found[sink].gradients, moments.gradients)
 
 
 def layer(columns=12, outputs=5, width=3, seed=0, double=(0, 0), constant=None, bias=True):

@@ -87,6 +87,22 @@ def test_importance_is_the_same_where_layers_are_computed_again(tiny, make_task,
     assert not any("forward" in vars(module) for module in model.modules())
 
 
+def test_importance_of_a_batch_that_memory_is_too_short_for_is_that_of_its_halves_together(
+    tiny, make_task, make_runtime
+):
+    task, model = make_task(train=7), tiny()
+    expected = estimate(model, task, make_runtime())
+
+    def refuse(module, arguments, named):
+        if len(named["input_ids"]) > 2:
+            raise MemoryError
+
+    with model.register_forward_pre_hook(refuse, with_kwargs=True):
+        found = estimate(model, task, make_runtime())
+    for mine, whole in zip(found.heads + found.neurons, expected.heads + expected.neurons, strict=True):
+        assert_close(mine, whole)
+
+
 def test_what_is_kept_for_the_backward_pass_is_for_the_masks_alone(tiny, make_task, make_runtime):
     task, model = make_task(train=7), tiny("llama")
     (batch,) = batches(task.train, batch_size=8, pad_token_id=0, generator=None)

@@ -9,10 +9,19 @@ from autodisc.config import DistillationConfig
 from autodisc.distillation.schedule import distill_sandwich
 from autodisc.distillation.training import steps_for
 from autodisc.errors import TrainingError
+from autodisc.models.inference import forward_macs
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.supernet import extract
 from autodisc.search import baselines
-from autodisc.search.baselines import MultiTrial, baseline_result, chain_from, distill_direct, run_maxidisc
+from autodisc.search.baselines import (
+    MultiTrial,
+    baseline_result,
+    chain_from,
+    distill_direct,
+    fill_cache,
+    projected_flops,
+    run_maxidisc,
+)
 
 CONFIG = DistillationConfig(epochs=1, batch_size=16, lr=1e-3)
 POINTS = (0.3, 0.5, 0.7)
@@ -163,6 +172,43 @@ def test_direct_takes_the_compute_of_a_mean_maxidisc_trial(candidates, tiny, ran
     assert steps == 37
     assert workshop.curves["teacher to student"][-1]["step"] == steps
     assert distilled.candidate == student
+
+
+def test_direct_and_the_projection_count_a_vocabulary_s_head_which_does_not_shrink(
+    tiny, random_ranking, make_task, make_workshop, monkeypatch
+):
+    teacher = tiny("llama", layers=2, head="causal")
+    ranking = random_ranking(teacher)
+    train = make_task(train=48).train
+    tokens = round(train.tokens / 48)
+    assistant, student = candidate(ranking, 0.5), candidate(ranking, 0.9)
+    large, small = (
+        forward_macs(extract(teacher, ranking, kept), tokens) / forward_macs(teacher, tokens)
+        for kept in (assistant, student)
+    )
+    assert small > 2 * student.scale
+    taken = []
+    monkeypatch.setattr(baselines, "distill_phase", lambda *_, steps, **__: taken.append(steps))
+    distill_direct(teacher, ranking, {0.5: assistant}, student, CONFIG, make_workshop(make_task(train=48)))
+    passes = large + small + 4 * small
+    assert taken == [steps_for(train, 16, passes / small)]
+    projected = projected_flops(teacher, ranking, {0.5: assistant}, student, CONFIG, train)
+    assert projected == pytest.approx(2 * forward_macs(teacher, tokens) * 48 * (1 + 3 * passes))
+
+
+def test_teacher_outputs_are_made_in_halves_where_memory_is_short(candidates, tiny, random_ranking, make_workshop):
+    teacher = tiny(layers=2)
+    workshop, seen = make_workshop(), []
+
+    def refuse(module, arguments, named):
+        seen.append(len(named["input_ids"]))
+        if seen[-1] > 4:
+            raise MemoryError
+
+    ranking = random_ranking(teacher)
+    with teacher.register_forward_pre_hook(refuse, with_kwargs=True):
+        fill_cache(MultiTrial(teacher, ranking, candidates, candidate(ranking, 0.9), CONFIG), workshop)
+    assert sum(rows for rows in seen if rows <= 4) >= len(workshop.task.train)
 
 
 def test_a_student_of_another_architecture_stands_in_no_sandwich_of_that_mean_trial(

@@ -84,6 +84,24 @@ def test_cuts_are_made_once_share_the_teachers_embeddings_and_are_let_go(bench, 
     assert not cuts.made
 
 
+@pytest.mark.parametrize(("spread", "most"), [(False, 5), (True, 1)])
+def test_cuts_of_a_teacher_that_one_device_cannot_hold_are_measured_one_after_the_other(
+    bench, tiny, random_ranking, parts, monkeypatch, spread, most
+):
+    class Counted(dict):
+        together = 0
+
+        def __setitem__(self, candidate, model):
+            super().__setitem__(candidate, model)
+            self.together = max(self.together, len(self))
+
+    teacher, made = tiny(), Counted()
+    expected = parts(bench.run(bench.open("one"), opened=Cuts(teacher, random_ranking(teacher), bench.workshop)))
+    monkeypatch.setattr("autodisc.search.scorers.is_spread", lambda model: spread)
+    found = bench.run(bench.open(), opened=Cuts(teacher, random_ranking(teacher), bench.workshop, made))
+    assert (vars(parts(found)), made.together, len(made)) == (vars(expected), most, 0)
+
+
 @pytest.mark.services  # processes of its own
 def test_cuts_go_to_another_process_with_what_it_needs(two_threads, tiny, random_ranking, parts, make_listener):
     teacher = tiny()
