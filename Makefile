@@ -62,11 +62,16 @@ $(VENV)/.services: extras = demo,test,services
 $(VENV)/.browser: extras = browser
 $(VENV)/.docs: extras = docs
 $(VENV)/.style: extras = style
-$(VENV)/.demo $(VENV)/.test $(VENV)/.services $(VENV)/.browser $(VENV)/.docs $(VENV)/.style: $(VENV)/bin/python pyproject.toml constraints.txt
+# Two sets at once, for who wants both: pip looks at everything each time.
+$(VENV)/.checks: extras = style,docs
+$(VENV)/.checks: stamps = $(VENV)/.style $(VENV)/.docs
+$(VENV)/.systems: extras = demo,test,services,browser
+$(VENV)/.systems: stamps = $(VENV)/.services $(VENV)/.browser
+$(addprefix $(VENV)/.,demo test services browser docs style checks systems): $(VENV)/bin/python pyproject.toml constraints.txt
 	@echo "Installing autodisc[$(extras)] into $(VENV), a few minutes the first time ..."
 	$(INSTALL) -e '.[$(extras)]'
 	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # some packages hold files for other Pythons
-	@touch $@
+	@touch $@ $(stamps)
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
