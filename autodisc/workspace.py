@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -50,7 +51,7 @@ from autodisc.reporting.records import environment, held_out_by, write_record
 from autodisc.runtime import Runtime, made_with, make_runtime, seeded
 from autodisc.tasks.answers import scores
 from autodisc.tasks.batches import number_of_batches
-from autodisc.tasks.data import HELD_OUT, Split, Task, find_kind, load_task
+from autodisc.tasks.data import Split, Task, find_kind, load_task
 
 SET_UP, TEACHER_METRIC = "set-up", "teacher metric"  # stages
 RANKING_PAID = "ranking"  # in the ledger: by whom the order of the units is paid for
@@ -214,18 +215,19 @@ class Workspace:
             "kind": kind,
             "strategy": strategy,
             "config": self.config.model_dump(mode="json"),
-            "task": {**describe_task(self.task), "final_is_doubtful": kind != "finetune" and self.is_final_doubtful},
+            "task": describe_task(self.task) if kind == "finetune" else self.made_task(),
             "teacher": self.made_teacher(),
             "environment": self.environment(),
             "seed": self.config.runtime.seed,
             "cost": self.ledger.as_dict(),
         }
 
-    @property
-    def is_final_doubtful(self) -> bool:
-        """Whether the final split was taken from train, and nothing shows that the teacher was not trained on it."""
-        task = self.task
-        return task.final_name == HELD_OUT and not held_out_by(self.config.teacher.model, task.final.fingerprint)
+    def made_task(self) -> dict[str, Any]:
+        """Of which task, and whether its final split was taken from train and nothing shows that the teacher was not
+        trained on it."""
+        held_out = self.task.held_out
+        doubtful = held_out is not None and not held_out_by(self.config.teacher.model, held_out)
+        return {**describe_task(self.task), "final_is_doubtful": doubtful}
 
     def made_teacher(self) -> dict[str, str]:
         """Of which teacher: its name, its weights' fingerprint and its settings'."""
@@ -298,7 +300,8 @@ def open_workspace(
                 home=runtime.device,
             )
         pad_alike(teacher, tokenizer)
-        setattr(teacher.config, TRAINED_LENGTH, config.task.max_length)  # whatever is made of it is saved with it
+        longest = min(config.task.max_length, tokenizer.model_max_length, longest_input(teacher) or math.inf)
+        setattr(teacher.config, TRAINED_LENGTH, longest)  # whatever is made of it is saved with it
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
@@ -433,6 +436,7 @@ def describe_task(task: Task) -> dict[str, Any]:
         "metric": task.metric.name,
         "label_names": task.label_names,
         "final_split": task.final_name,
+        "held_out": task.held_out,
         "examples": {name: len(split) for name, split in splits.items()},
         "tokens": {name: int(split.tokens) for name, split in splits.items()},
         "fingerprints": {name: split.fingerprint for name, split in splits.items()},

@@ -555,6 +555,8 @@ def test_a_final_split_that_the_teacher_may_have_seen_is_said_so(config, furnish
     assert open_workspace(foreign).made("distill", None)["task"]["final_is_doubtful"]
     assert not open_workspace(made).made("distill", None)["task"]["final_is_doubtful"]
     assert not open_workspace(config()).made("distill", None)["task"]["final_is_doubtful"]  # with a test file
+    shorter = config(task={"data": str(data), "max_length": 8}, teacher={"model": str(tmp_path / "teacher")})
+    assert not open_workspace(shorter).made("distill", None)["task"]["final_is_doubtful"]  # the same texts
     other = config(task={"data": str(data), "held_out": 0.3}, teacher={"model": str(tmp_path / "teacher")})
     assert open_workspace(other).made("distill", None)["task"]["final_is_doubtful"]
 
@@ -576,3 +578,5 @@ def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furn
     api.evaluate(config(teacher=model))
     api.evaluate(config(teacher=model, task={"max_length": 9}))
     assert lengths == [8, 9]
+    longer = open_workspace(config(teacher=model, task={"max_length": 500}))
+    assert longer.teacher.config.trained_length == 64  # its tokenizer reads no more

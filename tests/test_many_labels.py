@@ -284,6 +284,7 @@ def test_command_lines_know_words_by_their_files(tagged, tmp_path, capsys):
     study = tmp_path / "study.yaml"
     study.write_text(
         f"task: {{name: mine, kind: tokens, metric: entity_f1, data: gone}}\nteacher: {{model: {teacher}}}\n"
+        "student_model: another\nsearch: {sparsities: [0.5, 0.92]}\n"
     )
     assert ran(f"predict --config {study} --file {data}/test.conll --precision fp32 --quiet") == (0, out, "")
     code, _, err = ran(f"evaluate --model {teacher} --task mine --data {data} --kind classification {here}")

@@ -19,7 +19,8 @@ TEXTS = tuple(setting for setting in TASK if setting.name in ("text", "text_pair
 ON = tuple(setting for setting in RUNTIME if setting.name in ("device", "precision", "threads"))
 # What a configuration cannot be without, and predict has no use for; and of a study's what it does not read.
 ANY_TASK = {"task.name": "predict", "task.metric": "accuracy"}
-NOT_READ = ("task.kind=null", "task.data=null", "task.hub=null", "student_model=null")
+OTHERS = ("task.kind", "task.data", "task.hub", "student_model", "search.sparsities", "search.low", "search.high")
+NOT_READ = tuple(f"{name}=null" for name in OTHERS)
 
 app = typer.Typer()
 

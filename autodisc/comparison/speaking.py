@@ -8,6 +8,7 @@ from autodisc.comparison.cells import Cell, Recorded
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section
 from autodisc.reporting.gains import Comparison
+from autodisc.reporting.provenance import DOUBTFUL
 
 SEARCH, SCHEDULE, REGRET = 0.05, 0.20, 0.005  # what autodisc sets out to keep below
 TOLD = 0.005  # the smallest difference that should show
@@ -90,6 +91,8 @@ def caveats(
         )
     if len({record.values["environment"].get("revision") for record in records}) > 1:
         found.append("Cells are of several revisions of the source.")
+    if any(record.values["data"].get("final_is_doubtful") for record in records):
+        found.append(DOUBTFUL)
     if any(record.values["environment"].get("dirty") for record in records):
         found.append("The source had changes that its revision does not hold.")
     machines = {(r.values["environment"]["hardware"], r.values["environment"]["precision"]) for r in records}

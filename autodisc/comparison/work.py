@@ -230,7 +230,7 @@ def _predictions(space: Workspace, model: PreTrainedModel, split: Split) -> np.n
 def _made_by(space: Workspace) -> dict[str, Any]:
     return {
         "config": space.config.model_dump(mode="json"),
-        "data": describe_task(space.task),
+        "data": space.made_task(),
         "teacher": space.made_teacher(),
         "environment": space.environment(),
     }

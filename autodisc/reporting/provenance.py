@@ -13,6 +13,10 @@ _MACHINE = ("hardware", "cpus", "threads", "device", "precision")
 _VERSIONS = ("autodisc", "torch", "transformers", "revision")
 _PASSWORD = re.compile(r"(://[^/@:\s]*:)[^/\s]*@")
 _CAVEAT_KEYS = 6  # settings named in one caveat; the rest is in the records
+DOUBTFUL = (
+    "The final split is of train, and the teacher may have been trained on it: its figure there, and what starts from"
+    " it, may be too good. Give a labelled test file, or a teacher made by autodisc finetune."
+)
 
 
 def provenance(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
@@ -56,10 +60,7 @@ def caveats(records: Sequence[Record]) -> tuple[str, ...]:
         if unlike:
             found.append(f"{_name(first)} and {_name(other)} were not run alike: {'; '.join(unlike)}.")
     if any(record.values["task"].get("final_is_doubtful") for record in compared):
-        found.append(
-            "The final split is of train, and the teacher may have been trained on it: its figure there, and what"
-            " starts from it, may be too good. Give a labelled test file, or a teacher made by autodisc finetune."
-        )
+        found.append(DOUBTFUL)
     if any(record.values["environment"].get("dirty") for record in compared):
         found.append("The source had changes that its revision does not hold.")
     if len({record.values["seed"] for record in compared}) == 1:

@@ -130,13 +130,13 @@ def latest(records: Sequence[Record], kind: str, *, strategy: str | None = None)
     return max(fitting, key=lambda record: record.created, default=None)
 
 
-def held_out_by(teacher: str, fingerprint: str) -> bool:
-    """Whether the folder of ``teacher`` records a fine-tuning whose final split had this fingerprint."""
+def held_out_by(teacher: str, texts: str) -> bool:
+    """Whether the folder of ``teacher`` records a fine-tuning that held the rows of these ``texts`` (a digest) out."""
     folder = Path(teacher)
     if not any((folder / "records").glob("finetune-*.json")):
         return False
     made = latest(read_records([folder]), "finetune")
-    return made is not None and made.values["task"]["fingerprints"].get("final") == fingerprint
+    return made is not None and made.values["task"].get("held_out") == texts
 
 
 def environment(*, device: str, precision: str, threads: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from autodisc.tasks.blocks import Blocks
 from autodisc.tasks.metrics import DEFAULTS, GLUE, METRICS, Metric
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.sentences import Sentences
-from autodisc.tasks.splits import Split
+from autodisc.tasks.splits import Split, digest
 from autodisc.tasks.words import Words
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Task:
     final_name: str  # "test", or what stands in for it
     extra: Mapping[str, Split]
     pad_token_id: int
+    held_out: str | None = None  # a digest of the final split's texts, where it was taken from train
 
     def split(self, name: str) -> Split:
         """A split by name; "final" is test, or the held-out part of train."""
@@ -88,10 +89,12 @@ def load_task(
         del raw["test"]
     made = rows_of(config, tokenizer, raw, metric=metric, known=label_names, cache_dir=cache_dir, progress=progress)
     splits: dict[str, Split] = {}
-    final, final_name = None, "test"
+    final, final_name, texts = None, "test", None
     for name, rows in raw.items():
         if name == "train" and "test" not in raw:
-            held_out = _held_out(made.hashes(rows), config.held_out)
+            hashes = made.hashes(rows)
+            held_out = _held_out(hashes, config.held_out)
+            texts = digest([np.sort(hashes[held_out]).tobytes()])
             splits[name], final = made.apart(rows, held_out)
             final_name = HELD_OUT
             progress.say(
@@ -115,6 +118,7 @@ def load_task(
         final_name=final_name,
         extra=splits,
         pad_token_id=pad,
+        held_out=texts,
     )
 
 

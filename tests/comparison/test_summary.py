@@ -346,3 +346,15 @@ def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
         f"{100 * own + 6:.2f}",
         f"+3.0 ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−"),
     )
+
+
+def test_a_final_split_that_the_teacher_may_have_seen_is_a_caveat(whole, copied):
+    def told() -> bool:
+        return any("may have been trained on it" in text for text in section(whole, copied).caveats)
+
+    assert not told()
+    for path in (copied / "cells").rglob("*.json"):
+        record = json.loads(path.read_text())
+        record["data"]["final_is_doubtful"] = True
+        path.write_text(json.dumps(record))
+    assert told()
