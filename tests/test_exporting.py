@@ -131,7 +131,7 @@ def test_without_a_sparsity_the_newest_student_is_exported_wherever_the_study_li
     assert made["metric"] == read_records([moved])[-1].result["student"]["validation_metric"]
     assert (tmp_path / "student" / "README.md").read_text() == (own / "README.md").read_text()
 
-    assert [load_model_config(folder).trained_length for folder in (own, tmp_path / "student")] == [128, 128]
+    assert [load_model_config(folder).trained_length for folder in (own, tmp_path / "student")] == [64, 64]
     dense = exporting.export_model(own, tmp_path / "dense", format="dense")
     assert "metric" not in dense
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")

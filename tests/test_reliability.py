@@ -68,6 +68,7 @@ def shown(text: str, *folders: Path) -> str:
         text = text.replace(str(folder), name)
     text = re.sub(r"(?<![0-9a-z])[0-9a-f]{16,}(?![0-9a-z])", "…", text)
     text = re.sub(r"line \d+, column", "line …, column", text)  # of a configuration that gains settings
+    text = re.sub(r"line \d+ column \d+ \(char \d\d+\)", "line …", text)
     return " ".join(text.split()).replace("|", "\\|")
 
 
