@@ -16,8 +16,8 @@ What 3 to 5 seeds can tell. A bootstrap over seeds sees only S values: 10 differ
 seeds its 95 % interval is no more than the least to the greatest, which holds the mean in 75 % of cases (normal
 differences; simulated: 75 %, with BCa 73 %; 5 seeds: 84 % and 84 %; the t-interval 95 % and 95 %, at 4.3 standard
 errors a side for 3 seeds). Where the test set is part of the luck, t over seeds alone fails too: 78 to 84 % with 300
-shared examples, where with e it holds. Where there is no difference (200,000 simulated, each σ from 0 to 5 e), such p
-come in at most, and with Satterthwaite's degrees of freedom in
+shared examples, where with e it holds. Where there is no difference (200,000 simulated, each σ from 0 to 5 e; a slow
+test simulates it again) such p come in at most, and with Satterthwaite's degrees of freedom in
 
                p < .05            p < .001
     2 seeds    5.0 and 12.8 %     .10 and 4.9 %
