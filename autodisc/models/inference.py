@@ -11,7 +11,7 @@ row of 128 tokens instead made a trial on 408 pairs a fifth longer.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -100,24 +100,19 @@ def forward(
             ledger.book(counted(model, part, ledger, kind).of(*part.inputs["input_ids"].shape), part.padded_tokens)
         return output
 
-    parts = list(in_halves(batch, run))
+    parts = in_halves(batch, run)
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def in_halves(batch: Batch, work: Callable[[Batch], Found]) -> Iterator[Found]:
+def in_halves(batch: Batch, work: Callable[[Batch], Found]) -> list[Found]:
     """What ``work`` makes of a batch, or, where memory is short, of its halves, and theirs, one after the other."""
-    found: list[Found] = []
     try:
-        found.append(work(batch))
+        return [work(batch)]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error) or len(batch) == 1:
             raise
-    if found:
-        yield found.pop()
-        return
     free_memory()  # out here nothing holds what was too large any more
-    for half in batch.split(2):
-        yield from in_halves(half, work)
+    return [made for half in batch.split(2) for made in in_halves(half, work)]
 
 
 def model_inputs(model: PreTrainedModel, batch: Batch) -> dict[str, torch.Tensor]:

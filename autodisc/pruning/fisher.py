@@ -185,8 +185,7 @@ def second_moments(
             for batch in batches(split, batch_size=batch_size, pad_token_id=task.pad_token_id, generator=None):
                 for sink in sinks:
                     sink.weight.requires_grad_(True)  # so that there is a graph; its own gradient is never asked for
-                for _ in in_halves(batch.to(runtime.device), see):
-                    pass
+                in_halves(batch.to(runtime.device), see)
                 bar.advance()
     finally:
         for handle in handles:

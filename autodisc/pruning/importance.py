@@ -99,7 +99,7 @@ def estimate_importance(
                     loss.backward()  # in here: what is computed again has to be computed masked
                 return [[mask.grad for mask in masks] for masks in ones]
 
-            parts = list(in_halves(batch.to(runtime.device), gradients))
+            parts = in_halves(batch.to(runtime.device), gradients)
             for units, *found in zip(sums, *parts, strict=True):
                 for total, *grads in zip(units, *found, strict=True):
                     passed = [grad for grad in grads if grad is not None]  # a layer without heads passes none

@@ -206,8 +206,7 @@ def fill_cache(work: MultiTrial, workshop: Workshop) -> None:
     with workshop.teacher(work.teacher, config) as outputs:
         for batch in batches(task.train, batch_size=config.batch_size, pad_token_id=task.pad_token_id, generator=order):
             for part in batch.split(config.accumulation):
-                for _ in in_halves(part.to(workshop.runtime.device), outputs):
-                    pass
+                in_halves(part.to(workshop.runtime.device), outputs)
             if any(why.startswith("recompute") for why in workshop.ledger.decisions.values()):
                 return  # every process will
 
