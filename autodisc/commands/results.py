@@ -72,14 +72,16 @@ def compare(
 
     config = read_comparison(file)
     check_folder(out)
+    failed = {}
     if not report_only:
         for study in config.studies():
             check_inputs(study)
         from autodisc.comparison.running import run as compute
 
         progress = terminal_progress(quiet=quiet, json=json_)
-        compute(config, out, jobs=workers, backend=backend, progress=progress)
+        failed = compute(config, out, jobs=workers, backend=backend, progress=progress)
     result = write(config, out)
+    result["failed"] |= {str(cell): reason for cell, reason in failed.items()}
     if json_:
         print_json(result)
     else:

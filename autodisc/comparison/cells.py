@@ -11,7 +11,8 @@ Reading needs no torch.
 from __future__ import annotations
 
 import json
-import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -24,6 +25,7 @@ import numpy as np
 
 from autodisc.config import OF_SEARCHES, flatten, make_config
 from autodisc.errors import ConfigError, StudyError
+from autodisc.files import replacing
 from autodisc.reporting.records import plain, write_once
 
 SCHEMA = 2  # 1: units were ranked otherwise, and the student had no phase of its own
@@ -67,7 +69,7 @@ class Cell:
     def failures(self, out: Path) -> list[Path]:
         """The records of its failures, the oldest first."""
         found = (out / "cells" / self.folder).glob(f"{self.kind}.failed-*.json")
-        return sorted(found, key=lambda path: int(path.stem.rpartition("-")[2]))
+        return sorted(found, key=_number)
 
 
 def assistant(sparsity: float) -> str:
@@ -128,9 +130,9 @@ class Recorded:
     def _arrays(self) -> dict[str, np.ndarray]:
         path = self.path.with_suffix(".npz")
         try:
-            with np.load(path) as kept:
+            with open(path, "rb") as file, np.load(file) as kept:
                 return {name: kept[name] for name in ("predictions", "labels")}
-        except (OSError, KeyError, ValueError):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
             raise StudyError(f"{path}: the predictions of a recorded cell cannot be read; remove {self.path}") from None
 
 
@@ -147,17 +149,21 @@ def write_cell(
     """Keep what a cell computed; a record that is there already is never touched."""
     path = cell.path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        raise FileExistsError(f"{path}: is recorded already")
     if arrays is not None:
-        partial = path.with_name(f".{path.stem}.{os.getpid()}.npz")
-        np.savez_compressed(partial, predictions=_narrow(arrays[0]), labels=_narrow(arrays[1]))
-        os.replace(partial, path.with_suffix(".npz"))  # before the record, which says that the cell is done
+        with (
+            replacing(path.with_suffix(".npz")) as partial,  # before the record, which says that the cell is done
+            open(partial, "wb") as file,  # to a bare name numpy would add its own suffix
+        ):
+            np.savez_compressed(file, predictions=_narrow(arrays[0]), labels=_narrow(arrays[1]))
     _write(path, cell, values)
 
 
 def write_failure(out: Path, cell: Cell, reason: str) -> None:
     path = cell.path(out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    number = len(cell.failures(out)) + 1
+    number = max(map(_number, cell.failures(out)), default=0) + 1
     _write(path.with_name(f"{cell.kind}.failed-{number}.json"), cell, {"error": reason})
 
 
@@ -248,6 +254,10 @@ def _write(path: Path, cell: Cell, values: dict[str, Any]) -> None:
         "kind": cell.kind,
     }
     write_once(path, json.dumps(plain({**head, **values}), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _number(failure: Path) -> int:
+    return int(failure.stem.rpartition("-")[2])
 
 
 def _narrow(values: np.ndarray) -> np.ndarray:

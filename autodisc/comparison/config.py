@@ -64,10 +64,8 @@ FIXED = (
     "trials",
     "sampler",
     "prune",
-    "jobs",
-    "backend",
-    "storage",
 )  # the same for every search
+OF_A_STUDY = ("storage", "jobs", "backend")
 
 
 class ComparedTask(Section):
@@ -147,6 +145,8 @@ class CompareSection(Section):
                 )
             if wrong := [key for key in settings if key in FIXED]:
                 raise ValueError(f"'{name}' sets {wrong[0]}, which is the same for every search; set search.{wrong[0]}")
+            if wrong := [key for key in settings if key in OF_A_STUDY]:
+                raise ValueError(f"'{name}' sets {wrong[0]}, which is of a study alone; remove it")
             importance = settings.get("importance")
             if isinstance(importance, dict) and set(importance) - {"refit"}:
                 raise ValueError(
@@ -169,8 +169,17 @@ class ComparisonConfig(Section):
     def _once(self) -> ComparisonConfig:
         if "seed" in self.runtime.model_fields_set:
             raise ValueError("runtime.seed: contradicts compare.seeds, which has every seed; remove it")
-        alone = self.search.low is None and self.search.balances == (0.0,)
-        if not alone or self.search.trials is not None or self.search.prune:
+        if "scorer" in self.search.model_fields_set:
+            raise ValueError(
+                "search.scorer: contradicts compare.strategies, which say it (autodisc, pruned); remove it"
+            )
+        if alone := [name for name in OF_A_STUDY if name in self.search.model_fields_set]:
+            raise ValueError(
+                f"search.{alone[0]}: of a study alone, a comparison's searches lie in its own folder; remove it, and"
+                " give compare.jobs or --workers"
+            )
+        grid = self.search.low is None and self.search.balances == (0.0,)
+        if not grid or self.search.trials is not None or self.search.prune:
             raise ValueError(
                 "search: low, high, balances, trials and prune leave assistants unmeasured; give sparsities alone"
             )

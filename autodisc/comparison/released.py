@@ -47,7 +47,7 @@ def distill_released(space: Workspace) -> Released:
         return tops[-1][0]  # the loop keeps the weights of the highest
 
     with workshop.teacher(space.teacher, config) as outputs:
-        train(
+        state = train(
             supernet.model,
             Sandwich(
                 supernet,
@@ -67,7 +67,8 @@ def distill_released(space: Workspace) -> Released:
             progress=workshop.progress,
             evaluate=evaluate,
         )
-    _, metric, number = max(tops, key=lambda top: top[0])  # the first of equal ones, as the loop keeps
+    evaluated = sum(point["metric"] is not None for point in state.curve)  # since it went back, if it did
+    _, metric, number = max(tops[-evaluated:], key=lambda top: top[0])  # the first of equal ones, as the loop keeps
     assistant = Distilled(supernet.extract(assistants[number]), assistants[number], metric)
     total = workshop.ledger.total
     chain = chain_from(assistant.candidate, space.candidates.values(), space.student)[1:]

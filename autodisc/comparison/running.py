@@ -19,7 +19,7 @@ from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import CHAINS, all_cells, recorded
 from autodisc.comparison.work import clear, compute, make_teacher, prepare, study_folder
 from autodisc.errors import StudyError, TrainingError, UserError, one_line
-from autodisc.leases import leased
+from autodisc.leases import Lease, leased
 from autodisc.progress import Progress, Silent
 from autodisc.search.backends import LOCAL
 from autodisc.search.workers import side_by_side
@@ -34,24 +34,25 @@ def run(
     jobs: int | None = None,
     backend: str | None = None,
     progress: Progress | None = None,
-) -> int:
-    """Compute what is missing; returns how many cells failed. The same call again goes on, and retries those; while
-    another process computes in ``out`` it waits.
+) -> dict[Cell, str]:
+    """Compute what is missing; returns the cells that failed, and why. The same call again goes on, and retries those;
+    while another process computes in ``out`` it waits.
 
-    Raises UserError where a record, the data or the teacher is not this comparison's.
+    Raises UserError where a record, the data or the teacher is not this comparison's, and LostLeaseError where another
+    process has taken over, since this one stood still.
     """
     progress = progress or Silent()
-    with _alone(out, progress):
-        return _run(config, out, jobs or config.compare.jobs, backend or config.compare.backend, progress)
+    with _alone(out, progress) as lease:
+        return _run(config, out, lease, jobs or config.compare.jobs, backend or config.compare.backend, progress)
 
 
 @contextlib.contextmanager
-def _alone(out: Path, progress: Progress) -> Iterator[None]:
+def _alone(out: Path, progress: Progress) -> Iterator[Lease]:
     """Once no other process computes in ``out``; what is left empty is removed again."""
     before = next((path for path in (out, *out.parents) if path.exists()), out)
     try:
-        with leased(out / "running.lease", waiting=lambda who: progress.say(f"{out}: waiting for {who}")):
-            yield
+        with leased(out / "running.lease", waiting=lambda who: progress.say(f"{out}: waiting for {who}")) as lease:
+            yield lease
     finally:
         if out.is_dir() and not any(out.iterdir()):
             with contextlib.suppress(OSError):  # another process waits there, or has begun to
@@ -59,7 +60,9 @@ def _alone(out: Path, progress: Progress) -> Iterator[None]:
                     path.rmdir()
 
 
-def _run(config: ComparisonConfig, out: Path, jobs: int, backend: str, progress: Progress) -> int:
+def _run(
+    config: ComparisonConfig, out: Path, lease: Lease, jobs: int, backend: str, progress: Progress
+) -> dict[Cell, str]:
     cells = all_cells(config, out)
     done = recorded(config, cells, out)
     left = [cell for cell in cells if cell not in done]
@@ -67,7 +70,7 @@ def _run(config: ComparisonConfig, out: Path, jobs: int, backend: str, progress:
     shared = [cell for cell in cells if cell.kind == SHARED and (cell.task, cell.seed) in pairs]
     by_task = [tuple(cell for cell in shared if cell.task == task) for task in dict.fromkeys(c.task for c in shared)]
     unprepared: set[tuple[str, int]] = set()
-    failed = 0
+    failed: dict[Cell, str] = {}
     with progress.stage("cells", len(cells)) as bar:
         bar.advance(len(done))
         for work, queue in ((_prepare, by_task), (_compute, jobs_of(cell for cell in left if cell.kind != SHARED))):
@@ -76,7 +79,8 @@ def _run(config: ComparisonConfig, out: Path, jobs: int, backend: str, progress:
                 for cell, reason in reasons.items():
                     progress.say(f"{cell} failed: {reason}")
                     unprepared |= {(cell.task, cell.seed)} if cell.kind == SHARED else set()
-                failed += len(reasons)
+                lease.check()
+                failed |= reasons
                 new = [cell for cell in job if cell not in reasons and cell not in done]
                 bar.advance(len(new))
                 for cell in new:
@@ -107,6 +111,8 @@ def _prepare(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
 
 def _compute(config: ComparisonConfig, out: Path, job: Job) -> dict[Cell, str]:
     def work(cell: Cell) -> None:
+        if cell.path(out).exists():  # by a process of this job that was ended before it could say so
+            return
         try:
             compute(config, cell, out)
         except StudyError as error:

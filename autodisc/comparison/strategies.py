@@ -28,6 +28,7 @@ from autodisc.tasks.metrics import METRICS
 
 RULE = nearest_scale(2.5)
 NOTHING = Spent()
+IMPORTANCE, OUTPUTS = "importance", "teacher outputs"  # the stages that are the shared cell's
 
 
 class MissingCell(LookupError):
@@ -118,8 +119,8 @@ def _searched(kind: str, search: str) -> Strategy:
         paid = group[search].spent
         chosen = group[search].result["best"]
         if chosen is None:
-            fallback = _direct(group, trials)
-            return View(fallback.students, paid + fallback.spent, paid)
+            fallback, shared = _direct(group, trials), [group[search].stage(name) for name in (IMPORTANCE, OUTPUTS)]
+            return View(fallback.students, paid + fallback.spent + sum(shared, NOTHING) * -1.0, paid)
         return View(((kind, 1.0),), paid + group[kind].spent, paid, chosen["sparsity"], chosen.get("balance", 0.0))
 
     return view

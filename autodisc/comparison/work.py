@@ -28,19 +28,20 @@ from transformers import PreTrainedModel
 from autodisc import api
 from autodisc.comparison.cells import Cell, Spent, assistant, fingerprints, read_cell, write_cell
 from autodisc.comparison.config import ComparisonConfig
-from autodisc.comparison.plan import SEARCHED, teachers
+from autodisc.comparison.plan import CHAINS, SEARCHED, all_cells, recorded, teachers
 from autodisc.comparison.released import distill_released
 from autodisc.config import StudyConfig
 from autodisc.costs import Ledger
 from autodisc.distillation.losses import prediction_loss
 from autodisc.distillation.schedule import Distilled
-from autodisc.errors import StudyError
+from autodisc.errors import StudyError, TrainingError
 from autodisc.finished import RANKING, scorer
 from autodisc.models.checkpoints import load
 from autodisc.models.inference import evaluation_batch, forward, forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
 from autodisc.preparing import scored, scored_rows
+from autodisc.reporting import units
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
@@ -61,22 +62,24 @@ def make_teacher(config: ComparisonConfig, label: str, out: Path) -> None:
 
 
 def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
-    """Compute a shared cell, or, where it is recorded, see that data and teacher are still the same."""
+    """Compute a shared cell where it is not recorded; data and teacher have to be what the task's records had."""
     settings = config.study(cell, teachers(out))
-    recorded = read_cell(out, cell, settings.model_dump(mode="json"))
     space = open_workspace(settings)
-    if recorded is not None:
-        now = fingerprints(cell, describe_task(space.task), space.made_teacher())
-        then = {key: old for _, key, old in fingerprints(cell, recorded.values["data"], recorded.values["teacher"])}
-        for what, key, new in now:
-            if (old := then.get(key, new)) != new:
-                raise StudyError(
-                    f"{recorded.path}: was computed when {what} had fingerprint {old}, now it has {new};"
-                    " give another --out"
-                )
+    of_task = recorded(config, [other for other in all_cells(config, out) if other.task == cell.task], out)
+    then = {
+        key: (old, record.path)
+        for other, record in of_task.items()
+        for _, key, old in fingerprints(other, record.values["data"], record.values["teacher"])
+    }
+    for what, key, new in fingerprints(cell, describe_task(space.task), space.made_teacher()):
+        old, path = then.get(key, (new, None))
+        if old != new:
+            raise StudyError(
+                f"{path}: was computed when {what} had fingerprint {old}, now it has {new}; give another --out"
+            )
     work = MultiTrial(space.teacher, space.ranking(), space.candidates, space.student, settings.distillation)
     fill_cache(work, space.workshop)
-    if recorded is None:
+    if cell not in of_task:
         teacher = {
             split.name: space.scores(_predictions(space, space.teacher, split), split)
             for split in (space.task.validation, space.task.final)
@@ -164,6 +167,12 @@ def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tu
     """The fixed schedule from a finished search; without a feasible candidate nothing, which the record says."""
     folder, settings = study_folder(search, out), config.study(cell, teachers(out))
     found = api.search(config.study(search, teachers(out)), folder)  # as it was found, where it is still there
+    record = read_cell(out, search, config.study(search, teachers(out)).model_dump(mode="json"))
+    if record is not None and _point(record.result["best"]) != _point(found["best"]):
+        raise TrainingError(
+            f"{record.path}: chose {_said(record.result['best'])}, the same search computed again"
+            f" {_said(found['best'])}; remove that file and the records of {', '.join(CHAINS[search.kind])} beside it"
+        )
     if found["best"] is None:
         nothing = {"config": settings.model_dump(mode="json"), "cost": Ledger().as_dict()}
         return {**_kept(folder, "search"), **nothing, "result": {"assistant": None}}, None
@@ -181,6 +190,15 @@ def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tu
     values = _kept(folder, "distill")
     shutil.rmtree(Path(made["student"]["path"]).parent)
     return {**values, "result": result}, arrays
+
+
+def _point(best: dict[str, Any] | None) -> tuple[float, float] | None:
+    """Sparsity and balance of what a search chose."""
+    return best and (best["sparsity"], best.get("balance", 0.0))
+
+
+def _said(best: dict[str, Any] | None) -> str:
+    return "nothing" if best is None else units.point(*_point(best))  # type: ignore[misc]
 
 
 def _distil_here(space: Workspace, kind: str) -> tuple[dict[str, Any], Arrays]:

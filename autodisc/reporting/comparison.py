@@ -171,11 +171,11 @@ def choices_table(sections: Sequence[Section]) -> Table:
 
     A task counts once, whatever its seeds; the interval is a t-interval over tasks, and takes them as drawn from all.
     """
-    found = [
-        {line.objective: line.regret for line in section.fidelity if line.scorer == section.fidelity[0].scorer}
-        for section in sections
-        if section.fidelity
+    scorers = [section.fidelity[0].scorer for section in sections if section.fidelity]
+    of_one = [
+        {line.objective: line.regret for line in section.fidelity if line.scorer in scorers[:1]} for section in sections
     ]
+    found = [own for own in of_one if own]
     names = [name for name in (found[0] if len(found) > 1 else ()) if all(own.get(name) is not None for own in found)]
     regrets = {name: [float(own[name] or 0.0) for own in found] for name in names}
     own = regrets.get(sections[0].tradeoff)

@@ -57,6 +57,19 @@ def test_a_failed_cell_is_exit_code_1_after_the_report(autodisc, study, monkeypa
     assert Path("runs/c/report.html").is_file()
 
 
+def test_a_task_that_cannot_be_prepared_any_more_is_exit_code_1_with_its_reason(autodisc, study, monkeypatch):
+    assert autodisc("compare compare.yaml --out runs/c").code == 0
+    next(Path("runs/c").rglob("direct.json")).unlink()
+
+    def failing(*_):
+        raise MemoryError("it is full")
+
+    monkeypatch.setattr(running, "prepare", failing)
+    ran = autodisc("compare compare.yaml --out runs/c --json")
+    assert ran.code == 1
+    assert ran.json["failed"] == {"task mrpc, seed 0, shared": "MemoryError: it is full"}
+
+
 MISTAKES = [
     ("strategies: [autodisc, direct]", "strategies: [autodisk]", ["autodisk", "'autodisc'"]),
     ("seeds: [0]", "seeds: [0, 0]", ["same key"]),

@@ -51,6 +51,10 @@ def test_what_contradicts_the_comparison_is_refused(settings, entry):
     for change, named in (
         ({"runtime": {"seed": 1}}, "runtime.seed"),
         ({"search": {"trials": 2}}, "unmeasured"),
+        ({"search": {"scorer": "pruned"}}, r"search.scorer: contradicts compare.strategies"),
+        ({"search": {"storage": "sqlite:///x.db"}}, r"search.storage: of a study alone.*remove it"),
+        ({"search": {"jobs": 2}}, r"search.jobs: of a study alone.*--workers"),
+        ({"compare": {"searches": {"more": {"jobs": 2}}}}, r"'more' sets jobs"),
         ({"search": {"balances": [0.5]}}, "unmeasured"),
         ({"search": {"prune": True, "sampler": "gp"}}, "gp learns nothing"),
         ({"search": {"sparsities": None, "low": 0.2, "high": 0.5}}, "unmeasured"),

@@ -10,16 +10,17 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autodisc.comparison import running
-from autodisc.comparison.cells import Cell
+from autodisc.comparison.cells import Cell, failure, write_cell, write_failure
 from autodisc.comparison.config import make_comparison
 from autodisc.comparison.plan import all_cells, recorded
 from autodisc.comparison.running import jobs_of, run
-from autodisc.comparison.summary import summarize
+from autodisc.comparison.summary import report, summarize
 from autodisc.errors import StudyError, TrainingError
-from autodisc.leases import leased
+from autodisc.leases import LostLeaseError, leased
 from autodisc.progress import Silent
 from autodisc.reporting import units
 
@@ -46,7 +47,7 @@ def test_every_cell_is_recorded_once_and_a_second_run_opens_nothing(whole, copie
     assert not any(path.is_file() for path in (copied / "work").rglob("*"))
     monkeypatch.setattr(running, "compute", None)
     monkeypatch.setattr(running, "prepare", None)
-    assert run(whole, copied) == 0
+    assert run(whole, copied) == {}
     assert written(copied) == before
 
 
@@ -64,7 +65,7 @@ def test_of_two_processes_with_one_folder_the_second_waits_and_finds_all_there(w
             second = pool.submit(run, whole, copied, progress=Listening())
             assert heard.wait(30)
             assert not second.done()
-        assert second.result(30) == 0
+        assert second.result(30) == {}
     assert said == [f"{copied}: waiting for process {os.getpid()} on {socket.gethostname()}"]
     assert not (copied / "running.lease").exists()
 
@@ -82,7 +83,7 @@ def test_a_run_that_is_refused_leaves_no_folder(config, tmp_path, monkeypatch):
 
 
 def test_one_that_waits_survives_the_removal_of_the_folder(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(running, "_run", lambda *_: 0)
+    monkeypatch.setattr(running, "_run", lambda *_: {})
     out, heard = tmp_path / "out", threading.Event()
 
     class Listening(Silent):
@@ -93,7 +94,7 @@ def test_one_that_waits_survives_the_removal_of_the_folder(whole, tmp_path, monk
         second = pool.submit(run, whole, out, progress=Listening())
         assert heard.wait(30)
         shutil.rmtree(out)
-        assert second.result(30) == 0
+        assert second.result(30) == {}
 
 
 def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied, tmp_path, monkeypatch):
@@ -111,7 +112,7 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied
         with pytest.raises(KeyboardInterrupt):
             run(settings, tmp_path / "new")
     before = written(tmp_path / "new")
-    assert run(settings, tmp_path / "new") == 0
+    assert run(settings, tmp_path / "new") == {}
     after = written(tmp_path / "new")
     assert before.items() <= after.items()
     for cell in all_cells(settings, tmp_path / "new"):  # and computes what an undisturbed run does
@@ -123,8 +124,8 @@ def test_a_run_that_is_killed_goes_on_with_what_is_missing(config, whole, copied
 def test_two_processes_compute_what_one_does(config, tmp_path):
     settings = config(compare={"strategies": ["autodisc", "direct"], "seeds": [0]})
     one, two = tmp_path / "one", tmp_path / "two"
-    assert run(settings, one) == 0
-    assert run(settings, two, jobs=2) == 0
+    assert run(settings, one) == {}
+    assert run(settings, two, jobs=2) == {}
     for cell in all_cells(settings, two):
         ours, theirs = (json.loads(cell.path(out).read_text())["result"] for out in (two, one))
         for result in (ours, theirs):
@@ -137,7 +138,7 @@ def test_two_processes_compute_what_one_does(config, tmp_path):
 
 def test_a_search_of_balances_goes_through_its_own_choice(config, tmp_path):
     comparison = config(compare={"strategies": ["balanced-tpe"], "seeds": [0]})
-    assert run(comparison, tmp_path) == 0
+    assert run(comparison, tmp_path) == {}
     cells = all_cells(comparison, tmp_path)
     records = recorded(comparison, cells, tmp_path)
     done = {cell.kind: record for cell, record in records.items()}
@@ -164,14 +165,14 @@ def test_a_failed_cell_is_recorded_with_its_reason_the_rest_goes_on_and_a_rerun_
     listener = make_listener()
     with monkeypatch.context() as patch:
         patch.setattr(running, "compute", failing)
-        assert run(settings, tmp_path, progress=listener) == 1
-        assert run(settings, tmp_path) == 1
+        assert list(run(settings, tmp_path, progress=listener)) == [broken]
+        assert len(run(settings, tmp_path)) == 1
     assert f"{broken} failed: the loss is nan" in listener.said
     assert "task mine, seed 0, shared: computed" in listener.said
     assert [json.loads(path.read_text())["error"] for path in broken.failures(tmp_path)] == ["the loss is nan"] * 2
     others = [cell for cell in all_cells(settings, tmp_path) if cell != broken]
     assert all(cell.path(tmp_path).exists() for cell in others)
-    assert run(settings, tmp_path) == 0
+    assert run(settings, tmp_path) == {}
     assert broken.path(tmp_path).exists()
     assert len(broken.failures(tmp_path)) == 2
 
@@ -192,11 +193,11 @@ def test_a_folder_that_a_stopped_run_left_damaged_fails_its_cells_and_is_made_an
         patch.setattr(running, "compute", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(settings, tmp_path)
-    assert run(settings, tmp_path) == 1
+    assert len(run(settings, tmp_path)) == 1
     (failure,) = tmp_path.rglob("*.failed-1.json")
     assert "ledger.json" in json.loads(failure.read_text())["error"]
     assert "begins anew" in json.loads(failure.read_text())["error"]
-    assert run(settings, tmp_path) == 0
+    assert run(settings, tmp_path) == {}
     assert broken.path(tmp_path).exists()
 
 
@@ -211,8 +212,81 @@ def test_every_cell_that_an_ended_process_left_undone_has_failed(config, tmp_pat
     monkeypatch.setattr(running, "side_by_side", ended)
     failed = run(settings, tmp_path, jobs=2)
     left = [cell for cell in all_cells(settings, tmp_path) if not cell.path(tmp_path).exists()]
-    assert failed == len(left) == 2
+    assert list(failed) == left
+    assert len(left) == 2
     assert all(cell.failures(tmp_path) for cell in left)
+
+
+def test_a_job_that_is_computed_again_leaves_what_is_recorded(whole, copied, monkeypatch):
+    kept, left = (Cell("mine", 0, 0.9, kind) for kind in ("search-recovered", "autodisc"))
+    before = written(copied)
+    left.path(copied).unlink()
+    computed = []
+    monkeypatch.setattr(running, "compute", lambda config, cell, out: computed.append(cell))
+    assert running._compute(whole, copied, (kept, left)) == {}
+    assert computed == [left]
+    assert before.items() >= written(copied).items()
+
+
+def test_a_recorded_cell_is_not_written_again(copied):
+    cell = Cell("mine", 0, 0.9, "direct")
+    before = written(copied)
+    with pytest.raises(FileExistsError):
+        write_cell(copied, cell, {"config": {}}, (np.zeros(3), np.zeros(3)))
+    assert written(copied) == before
+
+
+@pytest.mark.parametrize("kept", [0, 200])
+def test_predictions_that_were_cut_off_are_refused_by_name(whole, copied, kept):
+    path = Cell("mine", 0, 0.9, "direct").path(copied).with_suffix(".npz")
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(
+        StudyError, match=r"direct\.npz: the predictions of a recorded cell cannot be read; remove .*direct\.json"
+    ):
+        report(whole, copied)
+
+
+def test_a_failure_is_numbered_after_the_last_one(tmp_path):
+    cell = Cell("mine", 0, 0.9, "direct")
+    for reason in "abc":
+        write_failure(tmp_path, cell, reason)
+    cell.failures(tmp_path)[0].unlink()
+    write_failure(tmp_path, cell, "d")
+    assert failure(tmp_path, cell) == "d"
+
+
+def test_what_a_search_computed_again_chose_is_what_its_record_says(whole, copied):
+    """A strategy that came later needs the search's weights, which are gone."""
+    search, later = (Cell("mine", 0, 0.9, kind) for kind in ("search-recovered", "plain"))
+    for name in (later.path(copied), later.path(copied).with_suffix(".npz")):
+        name.unlink()
+    record = json.loads(search.path(copied).read_text())
+    chosen = record["result"]["best"]["sparsity"]
+    record["result"]["best"]["sparsity"] = other = next(s for s in (0.25, 0.5) if s != chosen)
+    search.path(copied).write_text(json.dumps(record))
+    (reason,) = run(whole, copied).values()
+    assert reason == (
+        f"{search.path(copied)}: chose {other:g}, the same search computed again {chosen:g}; remove that file and the"
+        " records of autodisc, plain, chain beside it"
+    )
+    record["result"]["best"]["sparsity"] = chosen
+    search.path(copied).write_text(json.dumps(record))
+    assert run(whole, copied) == {}
+    assert later.path(copied).exists()
+
+
+def test_who_stood_still_while_another_took_over_computes_no_more(whole, copied, monkeypatch):
+    cells = [Cell("mine", 0, 0.9, kind) for kind in ("direct", "assistant-0.5")]
+    for cell in cells:
+        cell.path(copied).unlink()
+
+    def taken_over(config, cell, out):
+        (out / "running.lease").unlink()
+
+    monkeypatch.setattr(running, "compute", taken_over)
+    monkeypatch.setattr(running, "prepare", lambda *_: None)
+    with pytest.raises(LostLeaseError, match="another process has taken over"):
+        run(whole, copied)
 
 
 def test_where_preparing_fails_the_seeds_cells_are_left_out(config, tmp_path, monkeypatch):
@@ -224,7 +298,7 @@ def test_where_preparing_fails_the_seeds_cells_are_left_out(config, tmp_path, mo
         prepare(config, cell, out)
 
     monkeypatch.setattr(running, "prepare", failing)
-    assert run(settings, tmp_path) == 1
+    assert len(run(settings, tmp_path)) == 1
     seeds = {cell.seed for cell in all_cells(settings, tmp_path) if cell.path(tmp_path).exists()}
     assert seeds == {1}
 
@@ -235,7 +309,7 @@ def test_a_process_that_is_ended_from_outside_is_a_failed_cell(config, tmp_path,
             yield key, TrainingError("its process was ended from outside")
 
     monkeypatch.setattr(running, "side_by_side", ended)
-    assert run(config(compare=FEW), tmp_path, jobs=2) == 1  # the shared cell, and so no other is begun
+    assert len(run(config(compare=FEW), tmp_path, jobs=2)) == 1  # the shared cell, and so no other is begun
     (path,) = Cell("mine", 0, None, "shared").failures(tmp_path)
     assert "ended from outside" in json.loads(path.read_text())["error"]
 
@@ -287,7 +361,7 @@ def test_a_search_of_before_there_were_parts_was_of_all_of_validation(whole, set
     monkeypatch.setattr(running, "compute", None)
     assert (
         run(make_comparison(settings(compare={"searches": whole.compare.searches}, search={"examples": "all"})), copied)
-        == 0
+        == {}
     )
     with pytest.raises(StudyError, match=r"search\.examples: all -> None"):
         run(make_comparison(settings(compare={"searches": whole.compare.searches})), copied)
@@ -296,13 +370,14 @@ def test_a_search_of_before_there_were_parts_was_of_all_of_validation(whole, set
 def test_settings_that_change_no_result_may_change(whole, settings, copied, monkeypatch):
     values = settings(compare={"searches": whole.compare.searches}, runtime={"threads": 2}, cache={"max_gib": 0.5})
     monkeypatch.setattr(running, "compute", None)
-    assert run(make_comparison(values), copied) == 0
+    assert run(make_comparison(values), copied) == {}
 
 
-def test_data_that_changed_since_is_refused_before_anything_is_computed(config, furnished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [FEW, {"strategies": ["direct"], "seeds": [0, 1]}], ids=["strategy", "seed"])
+def test_data_that_changed_since_is_refused_before_anything_is_computed(config, furnished, tmp_path, more):
     settings = config(compare={**FEW, "strategies": ["direct"]})
     run(settings, tmp_path / "out")
-    more = config(compare=FEW)
+    more = config(compare=more)
     data = tmp_path / "data"
     data.mkdir()
     for path in (furnished / "data").iterdir():
@@ -319,7 +394,7 @@ def test_data_that_changed_since_is_refused_before_anything_is_computed(config, 
 
 def test_an_assistant_of_many_digits_is_found_by_its_rounded_name(config, tmp_path):
     comparison = config(search={"sparsities": [1 / 3, 0.5]}, compare={"strategies": ["largest"], "seeds": [0]})
-    assert run(comparison, tmp_path) == 0
+    assert run(comparison, tmp_path) == {}
     (record,) = [
         record
         for cell, record in recorded(comparison, all_cells(comparison, tmp_path), tmp_path).items()

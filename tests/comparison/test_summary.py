@@ -282,14 +282,14 @@ def test_other_metrics_and_a_teacher_that_is_made_go_all_the_way(
     }
     strategies = ["autodisc", "direct", "maxidisc", "random"]
     config = make_comparison(settings(compare={"tasks": [entry], "seeds": [0], "strategies": strategies}))
-    assert run(config, tmp_path) == 0
+    assert run(config, tmp_path) == {}
     found = section(config, tmp_path)
     assert {line.strategy for line in found.strategies} == set(strategies)
     assert (tmp_path / "teachers" / "mine" / "config.json").exists()
     differences = {line.comparison.theirs: line.comparison for line in found.differences}
     assert (differences["direct"].p_mcnemar is None) == (metric != "accuracy")
     before = (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns
-    assert run(config, tmp_path) == 0
+    assert run(config, tmp_path) == {}
     assert (tmp_path / "teachers" / "mine" / "config.json").stat().st_mtime_ns == before
 
 
@@ -333,7 +333,9 @@ def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
         ]
         return replace(one, task=task, fidelity=tuple(lines))
 
-    table = choices_table((other("a", 0.01), other("b", 0.02), other("c", 0.06), replace(one, fidelity=())))
+    pruned = replace(one, fidelity=tuple(replace(line, scorer="pruned", regret=9.0) for line in one.fidelity))
+    judged = (other("a", 0.01), other("b", 0.02), other("c", 0.06))
+    table = choices_table((*judged, replace(one, fidelity=()), pruned))  # which has no such search
     assert "mean of 3 tasks" in table.title
     rows = {row[0]: row[1:] for row in table.rows}
     assert table.rows[0][0] == one.tradeoff

@@ -62,11 +62,11 @@ def test_a_comparison_s_cells_are_computed_on_a_cluster(backend, furnished, tmp_
         },
     }
     config = make_comparison(values)
-    assert run(config, tmp_path / "out", jobs=2, backend=backend) == 0
+    assert run(config, tmp_path / "out", jobs=2, backend=backend) == {}
     cells = all_cells(config, tmp_path / "out")
     assert len(cells) >= 4
     assert all(json.loads(cell.path(tmp_path / "out").read_text())["result"] for cell in cells)
-    assert run(config, tmp_path / "out", jobs=2, backend=backend) == 0  # nothing is left to do
+    assert run(config, tmp_path / "out", jobs=2, backend=backend) == {}  # nothing is left to do
 
 
 def test_a_scheduler_that_does_not_answer_is_one_line(config, tmp_path):
