@@ -172,17 +172,19 @@ def choices_table(sections: Sequence[Section]) -> Table:
     A task counts once, whatever its seeds; the interval is a t-interval over tasks, and takes them as drawn from all.
     """
     scorers = [section.fidelity[0].scorer for section in sections if section.fidelity]
-    of_one = [
-        {line.objective: line.regret for line in section.fidelity if line.scorer in scorers[:1]} for section in sections
-    ]
-    found = [own for own in of_one if own]
-    names = [name for name in (found[0] if len(found) > 1 else ()) if all(own.get(name) is not None for own in found)]
-    regrets = {name: [float(own[name] or 0.0) for own in found] for name in names}
+    of_one = [{line.objective: line for line in section.fidelity if line.scorer in scorers[:1]} for section in sections]
+    found = [lines for lines in of_one if lines]
+    regrets: dict[str, list[float]] = {}
+    for name in found[0] if len(found) > 1 else ():
+        known = [lines[name].regret for lines in found if name in lines]
+        values = [regret for regret in known if regret is not None]
+        if len(values) == len(found):
+            regrets[name] = values
     own = regrets.get(sections[0].tradeoff)
     rows = []
-    for name in sorted(names, key=lambda name: fmean(regrets[name])):
-        values = regrets[name]
+    for name, values in sorted(regrets.items(), key=lambda item: fmean(item[1])):
         rest = [fmean(values[:i] + values[i + 1 :]) for i in range(len(values))]
+        excess = [value for lines in found if (value := lines[name].excess) is not None]
         more = None if own is None else t_interval([a - b for a, b in zip(values, own, strict=True)])
         rows.append(
             (
@@ -190,10 +192,18 @@ def choices_table(sections: Sequence[Section]) -> Table:
                 f"{100 * fmean(values):.2f}",
                 f"{100 * min(rest):.2f} to {100 * max(rest):.2f}".replace("-", "−"),
                 f"{100 * max(values):.2f}",
+                f"{100 * fmean(excess):+.2f}".replace("-", "−") if len(excess) == len(found) else units.NONE,
                 units.NONE if more is None or name == sections[0].tradeoff else bounds(more, points=True),
             )
         )
-    columns = ("choice by", "regret, points", "one task left out", "worst task", "more than the study's tradeoff")
+    columns = (
+        "choice by",
+        "regret, points",
+        "one task left out",
+        "worst task",
+        "excess, points",
+        "more than the study's tradeoff",
+    )
     title = f"All tasks: what a choice loses against the best assistant, in the mean of {len(found)} tasks and students"
     marked = next((i for i, row in enumerate(rows) if row[0] == sections[0].tradeoff), None)
     return Table(title, columns, tuple(rows), marked=marked)

@@ -327,7 +327,7 @@ def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
     def other(task: str, more: float):
         """The same, where every choice but the tradeoff's loses more."""
         lines = [
-            line if line.objective == one.tradeoff else replace(line, regret=own + more)
+            replace(line, regret=own if line.objective == one.tradeoff else own + more, excess=more - 0.02)
             for line in one.fidelity
             if line.scorer == first
         ]
@@ -340,12 +340,18 @@ def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
     rows = {row[0]: row[1:] for row in table.rows}
     assert table.rows[0][0] == one.tradeoff
     assert table.marked == 0
-    assert rows[one.tradeoff][:1] + rows[one.tradeoff][2:] == (f"{100 * own:.2f}", f"{100 * own:.2f}", units.NONE)
+    assert rows[one.tradeoff][:1] + rows[one.tradeoff][2:] == (
+        f"{100 * own:.2f}",
+        f"{100 * own:.2f}",
+        "+1.00",
+        units.NONE,
+    )
     low, high = stats.t.interval(0.95, 2, 0.03, np.std([0.01, 0.02, 0.06], ddof=1) / 3**0.5)
     assert rows["smallest"] == (
         f"{100 * own + 3:.2f}",
         f"{100 * own + 1.5:.2f} to {100 * own + 4:.2f}",
         f"{100 * own + 6:.2f}",
+        "+1.00",
         f"+3.0 ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−"),
     )
 
