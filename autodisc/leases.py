@@ -55,14 +55,16 @@ def make(path: Path, *, seconds: float = LEASE_S) -> SoftFileLease:
     return SoftFileLease(path, lease_duration=float(seconds), poll_interval=POLL_S, timeout=-1, thread_local=False)
 
 
-def _acquire(lease: SoftFileLease, timeout: float = -1) -> None:
-    """Whoever has it may remove its folder with it: that is made again."""
+def acquire(lease: SoftFileLease, *, timeout: float = -1) -> None:
+    """Raises StudyError where its durations differ. Whoever has it may remove its folder with it: that is made again."""
     while True:
         try:
             lease.acquire(timeout=timeout)
             return
         except FileNotFoundError:
             Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        except LeaseSettingsMismatch as error:
+            raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
 
 
 @contextlib.contextmanager
@@ -70,14 +72,11 @@ def leased(path: Path, *, seconds: float = LEASE_S, waiting: Callable[[str], Non
     """Hold the lease inside; before, wait for whoever has it, which ``waiting`` is told."""
     lease = make(path, seconds=seconds)
     try:
-        try:
-            _acquire(lease, timeout=0)
-        except Timeout:
-            if waiting is not None and (owner := lease.owner) is not None:
-                waiting(f"process {owner.pid} on {owner.hostname}")
-            _acquire(lease)
-    except LeaseSettingsMismatch as error:
-        raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
+        acquire(lease, timeout=0)
+    except Timeout:
+        if waiting is not None and (owner := lease.owner) is not None:
+            waiting(f"process {owner.pid} on {owner.hostname}")
+        acquire(lease)
     try:
         yield Lease(lease)
     finally:

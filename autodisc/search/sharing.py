@@ -84,7 +84,7 @@ class SharedStudy:
     seed: int
     retries: int
     sampler: Sampler
-    _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # others' trials beside a journal, by number
+    _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # of open trials beside a journal, by number
 
     @classmethod
     def of(cls, study: optuna.Study, folder: Path, config: StudyConfig) -> SharedStudy:
@@ -112,26 +112,29 @@ class SharedStudy:
                         self._give_back(trial.number)
                         raise
                     continue
-            if self._of(TrialState.RUNNING):
+            if self._of(TrialState.WAITING, TrialState.RUNNING):  # one that another just takes is waiting yet
                 time.sleep(POLL_S)
             elif not self.fill(points):
                 return
 
     def fill(self, points: Sequence[dict[str, float]]) -> int:
-        """Queue the points that nobody has done, has now, or has failed at too often; returns how many those are."""
-        seconds, queued = float(MISSED * self.heartbeat_s), 0
-        with leases.leased(self.folder / "queue.lease", seconds=seconds) as lease:
+        """Queue the points that nobody has done, has now, or has failed at too often; returns how many are open now."""
+        with self._queue() as lease:
+            trials = self.study.get_trials(deepcopy=False)
+            missing = self._missing(points, trials)
             try:
-                for point in self._missing(points):
+                for point in missing:
                     lease.check()
                     self.study.enqueue_trial(point)
-                    queued += 1
             except leases.LostLeaseError:
                 return 1  # who took over is at it
-        return queued
+        return len(missing) + sum(not trial.state.is_finished() for trial in trials)
 
-    def _missing(self, points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-        trials = self.study.get_trials(deepcopy=False)
+    def _queue(self) -> contextlib.AbstractContextManager[leases.Lease]:
+        """Held by who looks what is missing and queues it, or fails a trial and queues its point again."""
+        return leases.leased(self.folder / "queue.lease", seconds=float(MISSED * self.heartbeat_s))
+
+    def _missing(self, points: Sequence[dict[str, float]], trials: Sequence[FrozenTrial]) -> list[dict[str, float]]:
         open_or_done = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
         failed = [point_of(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
         if points and not points[0]:  # the sampler chooses: what counts is how many there are
@@ -172,7 +175,7 @@ class SharedStudy:
         if isinstance(self.storage, JournalStorage):
             lease = self._lease_of(trial)
             try:
-                lease.acquire(timeout=0)
+                leases.acquire(lease, timeout=0)
             except Timeout:
                 yield False
                 return
@@ -191,31 +194,36 @@ class SharedStudy:
                 warnings.simplefilter("ignore", ExperimentalWarning)
                 optuna.storages.fail_stale_trials(self.study)
             return
-        running = {trial.number: trial for trial in self._of(TrialState.RUNNING)}
-        self._watched = {number: lease for number, lease in self._watched.items() if number in running}
-        for number, trial in running.items():
-            # The same object each time: it remembers since when it has not seen the file renewed.
-            lease = self._watched.setdefault(number, self._lease_of(trial))
-            with contextlib.suppress(Timeout):
-                lease.acquire(timeout=0)
-                try:
-                    self._give_back(number)
-                finally:
-                    lease.release()
+        opened = self._of(TrialState.WAITING, TrialState.RUNNING)
+        self._watched = {t.number: self._watched[t.number] for t in opened if t.number in self._watched}
+        for trial in opened:
+            lease = self._lease_of(trial)
+            if trial.state is TrialState.RUNNING:
+                with contextlib.suppress(Timeout):
+                    leases.acquire(lease, timeout=0)
+                    try:
+                        self._give_back(trial.number)
+                    finally:
+                        lease.release()
 
     def _give_back(self, number: int) -> None:
         """Fail a trial if it is still running, and queue its point again; nobody else may be at it."""
-        (trial,) = [t for t in self.study.get_trials(deepcopy=False) if t.number == number]
-        if trial.state is TrialState.RUNNING:
-            self.study.tell(number, state=TrialState.FAIL)
-            self.study.enqueue_trial(point_of(trial))
+        with self._queue() as lease, contextlib.suppress(leases.LostLeaseError):  # who took over queues what is missing
+            (trial,) = [t for t in self.study.get_trials(deepcopy=False) if t.number == number]
+            if trial.state is TrialState.RUNNING:
+                self.study.tell(number, state=TrialState.FAIL)
+                lease.check()
+                self.study.enqueue_trial(point_of(trial))
 
     def _lease_of(self, trial: FrozenTrial) -> SoftFileLease:
-        path = self.folder / "leases" / f"trial-{trial.number}.lease"
-        return leases.make(path, seconds=MISSED * self.heartbeat_s)
+        """The same object each time: it remembers since when it has not seen the file renewed."""
+        if trial.number not in self._watched:
+            path = self.folder / "leases" / f"trial-{trial.number}.lease"
+            self._watched[trial.number] = leases.make(path, seconds=MISSED * self.heartbeat_s)
+        return self._watched[trial.number]
 
-    def _of(self, state: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(state,))
+    def _of(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def is_ours(self, trial: optuna.Trial) -> bool:
         """Whether a trial still waits for this process's result."""
