@@ -9,6 +9,7 @@ import pytest
 from optuna.trial import TrialState
 
 from autodisc import leases
+from autodisc.errors import StudyError
 from autodisc.search import sharing
 from autodisc.search.sharing import SharedStudy
 from autodisc.search.storage import open_storage
@@ -93,3 +94,16 @@ def test_a_trial_is_given_back_while_nobody_looks_for_what_is_missing(shared, mo
     assert held == [True]
     assert [t.state for t in mine.study.trials] == [TrialState.FAIL, TrialState.WAITING]
     assert trial.number == 0
+
+
+def test_processes_of_another_duration_are_refused_at_their_first_look(shared):
+    mine = shared()
+    mine.study.enqueue_trial(POINT)
+    other = leases.make(mine.folder / "leases" / "trial-0.lease", seconds=LEASE_S + 1)
+    other.acquire()
+    with pytest.raises(StudyError, match=r"search\.heartbeat_s: differs"):
+        next(mine.trials([POINT]))
+    mine.storage.set_trial_state_values(mine.study.trials[0]._trial_id, TrialState.RUNNING)
+    with pytest.raises(StudyError, match=r"search\.heartbeat_s: differs"):
+        mine.close_dead()
+    other.release()
