@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autodisc import leases
 from autodisc.config import Sampler, StudyConfig
 from autodisc.errors import StudyError
+from autodisc.search.journals import open_storage
 from autodisc.search.patience import MISSED
 from autodisc.search.storage import (
     DIVERGED,
@@ -36,7 +37,6 @@ from autodisc.search.storage import (
     SHARED,
     completed,
     make_sampler,
-    open_storage,
     point_of,
     quiet_optuna,
     startup_trials,

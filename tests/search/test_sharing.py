@@ -11,8 +11,8 @@ from optuna.trial import TrialState
 from autodisc import leases
 from autodisc.errors import StudyError
 from autodisc.search import sharing
+from autodisc.search.journals import open_storage
 from autodisc.search.sharing import SharedStudy
-from autodisc.search.storage import open_storage
 
 POINT = {"x": 0.25}
 HEARTBEAT_S = 1
