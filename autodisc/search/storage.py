@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,13 +136,20 @@ def close_stale(study: optuna.Study) -> None:
 
 def enqueue_failed(study: optuna.Study, retries: int) -> None:
     """Queue again what failed, up to so many times a point; not what would end the same."""
-    trials = study.get_trials(deepcopy=False)
+    for point in to_retry(study.get_trials(deepcopy=False), retries):
+        study.enqueue_trial(point)
+
+
+def to_retry(trials: Sequence[FrozenTrial], retries: int) -> list[dict[str, float]]:
+    """Points that have failed at most so often, are nobody's now, and would not end the same."""
     others = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
     failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+    points = []
     for point in {tuple(point_of(t).items()): point_of(t) for t in failed}.values():
         tries = [t for t in failed if point_of(t) == point]
         if point not in others and len(tries) <= retries and not any(DIVERGED in t.user_attrs for t in tries):
-            study.enqueue_trial(point)
+            points.append(point)
+    return points
 
 
 def point_of(trial: FrozenTrial) -> dict[str, float]:
