@@ -127,7 +127,8 @@ def open_finished(folder: Path) -> Finished:
 
 def storage_of(config: StudyConfig, folder: Path) -> str:
     """Where the Optuna studies of a folder are kept."""
-    return config.search.storage or str((folder / JOURNAL).resolve())
+    storage = config.search.storage or str(folder / JOURNAL)
+    return str(Path(storage).resolve()) if storage.endswith(".log") else storage
 
 
 def has_supernet(folder: Path) -> bool:

@@ -10,6 +10,8 @@ Not in the study's attributes: a storage sets those without comparing, and what 
 from __future__ import annotations
 
 import contextlib
+import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -49,20 +51,46 @@ def _token(lease: SoftFileLease) -> str | None:
     return None
 
 
+class _AnyDisk(SoftFileLease):
+    """Taken over on NFS and SMB too, which refuse the exchange of two names by which filelock does it."""
+
+    def _take_over(self, marker: os.stat_result, breaker_pid: int | None) -> None:
+        """Of a file that filelock has found dead; where this only removes it, the next try has the lease."""
+        super()._take_over(marker, breaker_pid)
+        if self.is_locked or not _unchanged(self.lock_file, marker):
+            return
+        aside = f"{self.lock_file}.{uuid.uuid4().hex}.aside"
+        os.rename(self.lock_file, aside)
+        if not _unchanged(aside, marker):  # another took over in between; if this fails, its next look says so
+            with contextlib.suppress(OSError):
+                os.link(aside, self.lock_file)
+        os.unlink(aside)
+
+
+def _unchanged(path: str, marker: os.stat_result) -> bool:
+    found = os.lstat(path)
+    return (found.st_ino, found.st_mtime) == (marker.st_ino, marker.st_mtime)
+
+
 def make(path: Path, *, seconds: float = LEASE_S) -> SoftFileLease:
     """A lease that is not held yet; every process gives the same duration."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    return SoftFileLease(path, lease_duration=float(seconds), poll_interval=POLL_S, timeout=-1, thread_local=False)
+    return _AnyDisk(path, lease_duration=float(seconds), poll_interval=POLL_S, timeout=-1, thread_local=False)
 
 
-def _acquire(lease: SoftFileLease, timeout: float = -1) -> None:
-    """Whoever has it may remove its folder with it: that is made again."""
+def acquire(lease: SoftFileLease, *, timeout: float = -1) -> None:
+    """Raises StudyError where the file has another duration.
+
+    Whoever has it may remove its folder with it: that is made again.
+    """
     while True:
         try:
             lease.acquire(timeout=timeout)
             return
         except FileNotFoundError:
             Path(lease.lock_file).parent.mkdir(parents=True, exist_ok=True)
+        except LeaseSettingsMismatch as error:
+            raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
 
 
 @contextlib.contextmanager
@@ -70,14 +98,11 @@ def leased(path: Path, *, seconds: float = LEASE_S, waiting: Callable[[str], Non
     """Hold the lease inside; before, wait for whoever has it, which ``waiting`` is told."""
     lease = make(path, seconds=seconds)
     try:
-        try:
-            _acquire(lease, timeout=0)
-        except Timeout:
-            if waiting is not None and (owner := lease.owner) is not None:
-                waiting(f"process {owner.pid} on {owner.hostname}")
-            _acquire(lease)
-    except LeaseSettingsMismatch as error:
-        raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
+        acquire(lease, timeout=0)
+    except Timeout:
+        if waiting is not None and (owner := lease.owner) is not None:
+            waiting(f"process {owner.pid} on {owner.hostname}")
+        acquire(lease)
     try:
         yield Lease(lease)
     finally:

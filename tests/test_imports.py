@@ -136,7 +136,7 @@ def test_reporting_knows_of_the_stages_only_the_pure_decisions():
     used = {
         module for name, module, _ in WITHIN if stage_of(ROOT / name) == "reporting" and module.split(".")[1] in stages
     }
-    assert used <= {"autodisc.search.budgets", "autodisc.search.tradeoff"}
+    assert used <= {"autodisc.search.budgets", "autodisc.search.journals", "autodisc.search.tradeoff"}
 
 
 def test_reporting_opens_a_study_without_torch():

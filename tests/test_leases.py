@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from autodisc.leases import Lease, LostLeaseError, leased, make, once
+from autodisc.errors import StudyError
+from autodisc.leases import Lease, LostLeaseError, acquire, leased, make, once
 from autodisc.progress import Silent
 
 HOLDS = """
@@ -121,11 +122,45 @@ def test_a_result_whose_lease_was_lost_is_not_put_in_place_and_the_others_is_tak
     assert result.read_text() == "theirs"
 
 
-def test_durations_that_differ_are_refused(tmp_path):
-    from autodisc.errors import StudyError
+@pytest.fixture
+def no_exchange(monkeypatch):
+    """As NFS and SMB are."""
+    monkeypatch.setattr("filelock._soft.exchange_names", lambda source, target: False)
 
+
+def test_a_disk_that_exchanges_no_names_is_taken_over_on_too(tmp_path, holder, no_exchange):
+    lease = make(tmp_path / "x.lease", seconds=0.6)
+    holder.kill()
+    holder.wait()
+    lease.acquire(timeout=10)
+    assert lease.owner.pid == os.getpid()
+    Lease(lease).check()
+    lease.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whose_lease_was_taken_for_a_dead_one_gets_it_back_on_such_a_disk(tmp_path, monkeypatch, no_exchange):
+    first, second = make(tmp_path / "x.lease", seconds=5), make(tmp_path / "x.lease", seconds=5)
+    first.acquire()
+    judged, rename = os.lstat(first.lock_file), os.rename
+
+    def late(source, target):
+        first.release()
+        second.acquire()  # in the moment before the rename
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", late)
+    make(tmp_path / "x.lease", seconds=5)._take_over(judged, None)
+    Lease(second).check()
+    second.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_durations_that_differ_are_refused(tmp_path):
     held = make(tmp_path / "x.lease", seconds=5)
     held.acquire()
     with pytest.raises(StudyError, match="heartbeat_s"), leased(tmp_path / "x.lease", seconds=6):
         pass
+    with pytest.raises(StudyError, match="heartbeat_s"):
+        acquire(make(tmp_path / "x.lease", seconds=6), timeout=0)
     held.release()

@@ -24,6 +24,16 @@ from autodisc.search.storage import tell
 from autodisc.working import portable, work
 
 NAME = "study-mine"
+# Of a worker: with its first trial it says that it is up, and waits.
+WAITS = """
+import os, pathlib, time, autodisc.search.assistants as a
+folder, evaluate = pathlib.Path({folder!r}), a.evaluate
+def waits(*given, **named):
+    (folder / f"up-{{os.getpid()}}").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.05)
+    return evaluate(*given, **named)
+a.evaluate = waits"""
 QUICK = {"heartbeat_s": 1, "recovery": {"steps": 2}, "examples": 50}
 
 
@@ -74,11 +84,11 @@ def test_workers_share_the_trials_of_a_search_and_its_cost_is_the_sum(shared, ma
         api.search(settings, out, progress=make_listener("trials", after=4))
     assert 0 < sum(trial.state is TrialState.COMPLETE for trial in opened(out).trials) < len(grid)
     supernet = (out / "supernet" / "model.safetensors").stat().st_mtime_ns
-    slow = (
-        "import time, autodisc.search.assistants as a; f = a.evaluate; "
-        "a.evaluate = lambda *b, **c: time.sleep(0.5) or f(*b, **c)"
-    )
-    both = [worker(out, slow), worker(out, slow)]  # so that the second comes before the first has done it all
+    both = [worker(out, WAITS.format(folder=str(out.parent))) for _ in range(2)]
+    while len(list(out.parent.glob("up-*"))) < 2:  # so that the first has not done it all before the second comes
+        assert all(process.poll() is None for process in both), [process.communicate() for process in both]
+        time.sleep(0.05)
+    (out.parent / "go").touch()
     said = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     ended = [json.loads(out.splitlines()[-1]) for out, _ in said]

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import optuna
 import optuna_dashboard  # type: ignore[import-untyped]
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages import BaseStorage
 
-from autodisc.errors import StudyError, one_line
+from autodisc.errors import StudyError
 from autodisc.reporting.live import ARTIFACTS
 from autodisc.reporting.together import Stores, Together
-from autodisc.urls import public, redacted, with_password
+from autodisc.search.journals import open_storage as open_any
 
 LOOPBACK = "127.0.0.1"
 
@@ -41,18 +39,9 @@ def shown_of(folder: Path, storage: str | None, baselines: Sequence[Path]) -> li
 
 def open_storage(storage: str) -> BaseStorage:
     """The storage of an existing study: a journal's path (``….log``) or any Optuna storage URL."""
-    if storage.endswith(".log"):
-        if not Path(storage).is_file():
-            raise StudyError(f"storage: {storage} does not exist; expected the journal of a search")
-        return JournalStorage(JournalFileBackend(storage))
-    try:
-        return optuna.storages.get_storage(with_password(storage))
-    except Exception as error:  # whatever the URL's driver raises: it is the user's URL
-        reason = redacted(one_line(error), storage)
-        raise StudyError(
-            f"storage: {public(storage)} cannot be opened ({reason}); expected a journal ending in .log, or an Optuna"
-            " URL"
-        ) from None
+    if storage.endswith(".log") and not Path(storage).is_file():
+        raise StudyError(f"storage: {storage} does not exist; expected the journal of a search")
+    return open_any(storage)
 
 
 def serve(shown: Sequence[Shown], *, host: str = LOOPBACK, port: int = 8080) -> None:

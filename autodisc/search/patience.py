@@ -17,7 +17,7 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, RDBStorage
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -42,7 +42,7 @@ MISSED = 3  # signs of life, before a trial is given to another process
 class PatientStorage(RDBStorage):
     """RDBStorage whose calls outlast a database that is away; ``say`` is told once each time.
 
-    With ``heartbeat_s``, the seconds between signs of life, a trial that misses three may be failed and queued again.
+    With ``heartbeat_s``, the seconds between signs of life, a trial that misses three is stale.
     """
 
     def __init__(
@@ -56,7 +56,6 @@ class PatientStorage(RDBStorage):
             engine_kwargs=alive,
             heartbeat_interval=heartbeat_s,
             grace_period=None if heartbeat_s is None else MISSED * heartbeat_s,
-            heartbeat_stale_trial_callback=None if heartbeat_s is None else RetryHeartbeatStaleTrialCallback(),
         )
 
 

@@ -3,7 +3,7 @@
 The points are queued once, by whoever holds a lease; a storage lets one process alone turn a waiting trial into a
 running one; and a process that finds its point taken all the same gives the trial back. A running trial shows that its
 process lives: in a database by Optuna's heartbeats, beside a journal by a lease on a file. One that does not any more
-is failed, and its point queued again.
+is failed, and its point queued again, but not without end: it may be what ends them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import socket
 import threading
 import time
-import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,13 +20,14 @@ from typing import Any
 
 import optuna
 from filelock import SoftFileLease, Timeout
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc import leases
 from autodisc.config import Sampler, StudyConfig
 from autodisc.errors import StudyError
+from autodisc.search.journals import open_storage
 from autodisc.search.patience import MISSED
 from autodisc.search.storage import (
     DIVERGED,
@@ -36,13 +36,14 @@ from autodisc.search.storage import (
     SHARED,
     completed,
     make_sampler,
-    open_storage,
     point_of,
     quiet_optuna,
     startup_trials,
+    to_retry,
 )
 
-WORKER, LOST = "worker", "duplicate"  # a trial's: who ran it, and whether its point was another's
+# A trial's: who ran it, whether its point was another's, and whether no sign of its process was left.
+WORKER, LOST, DIED = "worker", "duplicate", "died"
 POLL_S = 0.5
 WAIT_S = 60.0  # for a database that is away when a process wants to join
 
@@ -84,7 +85,7 @@ class SharedStudy:
     seed: int
     retries: int
     sampler: Sampler
-    _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # others' trials beside a journal, by number
+    _watched: dict[int, SoftFileLease] = field(default_factory=dict)  # of open trials beside a journal, by number
 
     @classmethod
     def of(cls, study: optuna.Study, folder: Path, config: StudyConfig) -> SharedStudy:
@@ -109,35 +110,42 @@ class SharedStudy:
                     try:
                         yield trial
                     except GeneratorExit:  # this process was asked to end
-                        self._give_back(trial.number)
+                        self._give_back(trial._trial_id, died=False)
                         raise
                     continue
-            if self._of(TrialState.RUNNING):
+            if self._of(TrialState.WAITING, TrialState.RUNNING):  # one that another just takes is waiting yet
                 time.sleep(POLL_S)
             elif not self.fill(points):
                 return
 
     def fill(self, points: Sequence[dict[str, float]]) -> int:
-        """Queue the points that nobody has done, has now, or has failed at too often; returns how many those are."""
-        seconds, queued = float(MISSED * self.heartbeat_s), 0
-        with leases.leased(self.folder / "queue.lease", seconds=seconds) as lease:
+        """Queue the points that nobody has done, has now, or has failed at too often; returns how many are open now."""
+        with self._queue() as lease:
+            trials = self.study.get_trials(deepcopy=False)
+            missing = self._missing(points, trials)
             try:
-                for point in self._missing(points):
+                for point in missing:
                     lease.check()
                     self.study.enqueue_trial(point)
-                    queued += 1
             except leases.LostLeaseError:
                 return 1  # who took over is at it
-        return queued
+        return len(missing) + sum(not trial.state.is_finished() for trial in trials)
 
-    def _missing(self, points: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-        trials = self.study.get_trials(deepcopy=False)
+    def _queue(self) -> contextlib.AbstractContextManager[leases.Lease]:
+        """Held by who looks what is missing and queues it, or fails a trial and queues its point again."""
+        return leases.leased(self.folder / "queue.lease", seconds=float(MISSED * self.heartbeat_s))
+
+    def _missing(self, points: Sequence[dict[str, float]], trials: Sequence[FrozenTrial]) -> list[dict[str, float]]:
         open_or_done = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
-        failed = [point_of(t) for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+        failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+        diverged = [point_of(t) for t in failed if DIVERGED in t.user_attrs]  # and would again
+        others = [point_of(t) for t in failed if DIVERGED not in t.user_attrs]
         if points and not points[0]:  # the sampler chooses: what counts is how many there are
-            return [{}] * (len(points) - len(open_or_done) - len(failed))
-        diverged = [point_of(t) for t in trials if DIVERGED in t.user_attrs]  # and would again
-        return [p for p in points if p not in open_or_done + diverged and failed.count(p) <= self.retries]
+            again = to_retry(trials, self.retries)
+            beyond = sum(others[:number].count(point) >= self.retries for number, point in enumerate(others))
+            used = len(open_or_done) + len(again) + len(diverged) + beyond
+            return [*again, *[{}] * (len(points) - used)]
+        return [p for p in points if p not in open_or_done + diverged and others.count(p) <= self.retries]
 
     def _claim(self, alive: contextlib.ExitStack, startup: int) -> optuna.Trial | None:
         """A waiting trial that is this process's from now on, and shows so until ``alive`` ends."""
@@ -172,7 +180,7 @@ class SharedStudy:
         if isinstance(self.storage, JournalStorage):
             lease = self._lease_of(trial)
             try:
-                lease.acquire(timeout=0)
+                leases.acquire(lease, timeout=0)
             except Timeout:
                 yield False
                 return
@@ -187,35 +195,52 @@ class SharedStudy:
     def close_dead(self) -> None:
         """Fail the trials whose processes are gone, and queue their points again."""
         if not isinstance(self.storage, JournalStorage):
-            with quiet_optuna(), warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                optuna.storages.fail_stale_trials(self.study)
+            for trial_id in self.storage._get_stale_trial_ids(self.study._study_id):  # type: ignore[attr-defined]
+                self._give_back(trial_id, died=True)
             return
-        running = {trial.number: trial for trial in self._of(TrialState.RUNNING)}
-        self._watched = {number: lease for number, lease in self._watched.items() if number in running}
-        for number, trial in running.items():
-            # The same object each time: it remembers since when it has not seen the file renewed.
-            lease = self._watched.setdefault(number, self._lease_of(trial))
-            with contextlib.suppress(Timeout):
-                lease.acquire(timeout=0)
-                try:
-                    self._give_back(number)
-                finally:
-                    lease.release()
+        opened = self._of(TrialState.WAITING, TrialState.RUNNING)
+        self._watched = {t.number: self._watched[t.number] for t in opened if t.number in self._watched}
+        for trial in opened:
+            lease = self._lease_of(trial)
+            if trial.state is TrialState.RUNNING:
+                with contextlib.suppress(Timeout):
+                    leases.acquire(lease, timeout=0)
+                    try:
+                        self._give_back(trial._trial_id, died=True)
+                    finally:
+                        lease.release()
 
-    def _give_back(self, number: int) -> None:
-        """Fail a trial if it is still running, and queue its point again; nobody else may be at it."""
-        (trial,) = [t for t in self.study.get_trials(deepcopy=False) if t.number == number]
-        if trial.state is TrialState.RUNNING:
-            self.study.tell(number, state=TrialState.FAIL)
-            self.study.enqueue_trial(point_of(trial))
+    def _give_back(self, trial_id: int, *, died: bool) -> None:
+        """Fail a trial if it is still running, and queue its point again, unless it has ended a process too often."""
+        # It may be told meanwhile; and who takes the queue over queues what is missing.
+        with self._queue() as lease, contextlib.suppress(UpdateFinishedTrialError, leases.LostLeaseError):
+            trials = self.study.get_trials(deepcopy=False)
+            (trial,) = [t for t in trials if t._trial_id == trial_id]
+            if trial.state is not TrialState.RUNNING:
+                return
+            point = point_of(trial)
+            before = sum(t.state is TrialState.FAIL and DIED in t.user_attrs and point_of(t) == point for t in trials)
+            given_up = died and before > self.retries
+            attributes: dict[str, Any] = {DIED: True} if died else {}
+            if given_up:
+                reason = f"its process was ended {before + 1} times; is memory short?"
+                attributes |= {ERROR: reason, DIVERGED: True}
+            for name, value in attributes.items():
+                self.storage.set_trial_user_attr(trial_id, name, value)
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            lease.check()
+            if not given_up:
+                self.study.enqueue_trial(point)
 
     def _lease_of(self, trial: FrozenTrial) -> SoftFileLease:
-        path = self.folder / "leases" / f"trial-{trial.number}.lease"
-        return leases.make(path, seconds=MISSED * self.heartbeat_s)
+        """The same object each time: it remembers since when it has not seen the file renewed."""
+        if trial.number not in self._watched:
+            path = self.folder / "leases" / f"trial-{trial.number}.lease"
+            self._watched[trial.number] = leases.make(path, seconds=MISSED * self.heartbeat_s)
+        return self._watched[trial.number]
 
-    def _of(self, state: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=(state,))
+    def _of(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
 
     def is_ours(self, trial: optuna.Trial) -> bool:
         """Whether a trial still waits for this process's result."""

@@ -1,27 +1,23 @@
-"""Optuna studies: where they live, how they are opened again, and how a killed run's trials are cleaned up."""
+"""Optuna studies: how they are made, opened again, and how a killed run's trials are cleaned up."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.study import Study as Study  # for those outside this door
 from optuna.trial import FrozenTrial, TrialState
 
 from autodisc.config import Sampler
-from autodisc.errors import DivergedError, StudyError, one_line
-from autodisc.files import disk_error
-from autodisc.search.patience import open_database
-from autodisc.urls import public, redacted, with_password
+from autodisc.errors import DivergedError, StudyError
+from autodisc.search.journals import Say, open_storage
+from autodisc.urls import public
 
 FINGERPRINT, ERROR = "fingerprint", "error"
 FOLDER = "folder"  # the study's attribute that holds its folder's token
@@ -29,76 +25,7 @@ SHARED = "config"  # the study's attribute that holds its settings, for whoever 
 DIVERGED = "diverged"  # of a failed trial: whether the same again would end the same
 STARTUP = 10
 FIXED = "fixed_params"  # of a queued trial, Optuna's name
-Say = Callable[[str], None]
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-
-
-def open_storage(
-    storage: str, *, say: Say = lambda text: None, heartbeat_s: int | None = None, wait_s: float = 0.0
-) -> optuna.storages.BaseStorage:
-    """A journal file (a path ending in .log) or any Optuna storage URL; raises StudyError where it cannot be had.
-
-    With ``heartbeat_s`` a database's trials show that their processes live; it may take ``wait_s`` to be reachable.
-    """
-    try:
-        if storage.endswith(".log"):
-            Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            return open_journal(storage)
-        return open_database(with_password(storage), say, heartbeat_s=heartbeat_s, wait_s=wait_s)
-    except ImportError as error:
-        lacking = getattr(error.__cause__, "name", None) or error.name or "its driver"
-        raise StudyError(
-            f"search.storage: '{public(storage)}' needs {lacking}; pip install 'autodisc[postgresql]' and write"
-            " postgresql+psycopg://…, or 'autodisc[mysql]' and mysql+pymysql://…"
-        ) from None
-    except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
-        if isinstance(error, StudyError) or disk_error(error) is not None:
-            raise
-        reason = redacted(one_line(error), storage)
-        shown = public(storage)
-    # Not from the error, whose traceback and arguments may hold the URL.
-    raise StudyError(f"search.storage: '{shown}' cannot be opened ({reason}); give an Optuna storage URL")
-
-
-class WholeLines(JournalFileSymlinkLock):
-    """The lock of a journal, which cuts off the half of a line that a full disk or a kill has left at its end.
-
-    Optuna reads over such a half, but would write the next line after it in the same line, and then read no more.
-    """
-
-    def acquire(self) -> bool:
-        held = super().acquire()
-        try:
-            _cut_half_line(Path(self._lock_target_file))
-        except BaseException:
-            self.release()
-            raise
-        return held
-
-
-def _cut_half_line(path: Path) -> None:
-    with path.open("r+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        if end == 0 or _ends_a_line(file, end):
-            return
-        at = end
-        while at and not _ends_a_line(file, at):
-            at -= 1
-        file.truncate(at)
-
-
-def _ends_a_line(file: BinaryIO, at: int) -> bool:
-    file.seek(at - 1)
-    return file.read(1) == b"\n"
-
-
-def open_journal(path: str) -> JournalStorage:
-    """Raises StudyError where it is damaged."""
-    try:
-        return JournalStorage(JournalFileBackend(path, lock_obj=WholeLines(path)))
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        reason = one_line(error, 80)
-    raise StudyError(f"search.storage: {path} is damaged ({reason}); start afresh beside it with --new")
 
 
 def study_names(storage: str) -> list[str]:
@@ -209,13 +136,20 @@ def close_stale(study: optuna.Study) -> None:
 
 def enqueue_failed(study: optuna.Study, retries: int) -> None:
     """Queue again what failed, up to so many times a point; not what would end the same."""
-    trials = study.get_trials(deepcopy=False)
+    for point in to_retry(study.get_trials(deepcopy=False), retries):
+        study.enqueue_trial(point)
+
+
+def to_retry(trials: Sequence[FrozenTrial], retries: int) -> list[dict[str, float]]:
+    """Points that have failed at most so often, are nobody's now, and would not end the same."""
     others = [point_of(t) for t in trials if t.state is not TrialState.FAIL]
     failed = [t for t in trials if t.state is TrialState.FAIL and ERROR in t.user_attrs]
+    points = []
     for point in {tuple(point_of(t).items()): point_of(t) for t in failed}.values():
         tries = [t for t in failed if point_of(t) == point]
         if point not in others and len(tries) <= retries and not any(DIVERGED in t.user_attrs for t in tries):
-            study.enqueue_trial(point)
+            points.append(point)
+    return points
 
 
 def point_of(trial: FrozenTrial) -> dict[str, float]:

@@ -22,12 +22,12 @@ from autodisc.models.inference import forward_macs, saved_macs
 from autodisc.models.layouts import encoder_parameters
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.search.budgets import STEP, Use, allowed, grid, least_sparse, meets, over, say
+from autodisc.search.journals import open_storage
 from autodisc.search.storage import (
     FINGERPRINT,
     ask,
     completed,
     enqueue_missing,
-    open_storage,
     open_study,
     quiet_optuna,
     tell,

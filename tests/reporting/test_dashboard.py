@@ -31,6 +31,18 @@ def test_storages_that_do_not_exist_are_named(tmp_path):
         dashboard.open_storage("no-such-scheme://x")
 
 
+def test_a_note_after_half_a_line_leaves_the_study_readable(journal):
+    path, study = journal()
+    study.set_user_attr("before", 1)
+    with open(path, "a") as file:
+        file.write('{"op_code": 4, "worker')  # what a full disk or a kill leaves
+    shown = dashboard.open_storage(path)
+    shown.set_study_system_attr(study._study_id, "dashboard:note", "a note")
+    again = dashboard.open_storage(path)
+    assert again.get_study_user_attrs(study._study_id) == {"before": 1}
+    assert again.get_study_system_attrs(study._study_id) == {"dashboard:note": "a note"}
+
+
 def test_a_folder_shows_its_search_and_the_baselines_that_have_begun(tmp_path):
     baseline = tmp_path / "baseline-maxidisc" / "journal.log"
     shown = dashboard.shown_of(tmp_path, "sqlite:///x.db", [baseline])

@@ -15,7 +15,8 @@ from autodisc.models.layouts import encoder_parameters
 from autodisc.pruning.candidates import candidate
 from autodisc.search import assistants
 from autodisc.search.assistants import FLOOR_CONSTRAINT, measure
-from autodisc.search.storage import open_storage, tell
+from autodisc.search.journals import open_storage
+from autodisc.search.storage import tell
 from autodisc.tasks import batches as batching
 
 GRID = (0.1, 0.3, 0.5, 0.7, 0.85)

@@ -13,7 +13,7 @@ from autodisc.pruning.candidates import candidate
 from autodisc.pruning.supernet import extract
 from autodisc.search import students as module
 from autodisc.search.budgets import Use, allowed, grid, least_sparse, meets, over, said, say
-from autodisc.search.storage import open_storage
+from autodisc.search.journals import open_storage
 from autodisc.search.students import fingerprint, known_student, run_students, students, uses_of
 
 USES = [Use(s, round(1000 * (1 - s)), round(5000 * (1 - s)), 10 * (1 - s)) for s in (0.2, 0.4, 0.6, 0.8)]
