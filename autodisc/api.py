@@ -43,7 +43,7 @@ from autodisc.preparing import (
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
 from autodisc.reporting.records import Record
-from autodisc.resuming import LEDGER, Place, clear_records, located, made, refuse_another, unfinished_teacher
+from autodisc.resuming import LEDGER, Place, clear_records, located, made, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
