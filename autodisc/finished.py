@@ -113,9 +113,9 @@ class Finished:
             claimed = place.exists() and (folder / CONFIG).exists()
             if claimed and not new and not differences(read_yaml(folder / CONFIG), config, ignore=free):
                 return place
-        number = max(numbers) + 1
-        while not (place := Place.of(self.folder / f"distilled-{number}")).begin(config):
-            number += 1
+        following = max(numbers) + 1
+        while not (place := Place.of(self.folder / f"distilled-{following}")).begin(config):
+            following += 1
         return place
 
     def cut(self, space: Workspace, candidate: Candidate) -> PreTrainedModel:
