@@ -21,7 +21,7 @@ from autodisc.distillation.launching import check_launched, check_shared, on_eac
 from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
 from autodisc.files import is_free
-from autodisc.finished import RANKING, open_finished, storage_of
+from autodisc.finished import RANKING, Finished, open_finished, storage_of
 from autodisc.models.checkpoints import load, load_model_config, save_model
 from autodisc.preparing import (
     FREE,
@@ -43,7 +43,7 @@ from autodisc.preparing import (
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
 from autodisc.reporting.records import Record
-from autodisc.resuming import LEDGER, Place, clear_records, located, made, refuse_another, unfinished_teacher
+from autodisc.resuming import LEDGER, Place, clear_records, located, made, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
 from autodisc.search.baselines import MultiTrial, baseline_result, distill_direct, run_maxidisc
 from autodisc.search.sharing import SharedStudy, publish
@@ -77,14 +77,13 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
     """
     refuse_here(out)
     settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
-    with disk_errors(out.parent):
+    with disk_errors(out.parent), place.alone(config, FREE_IN_FINETUNING, progress):
         done = made(out, "finetune", config, FREE_IN_FINETUNING)
         if done is not None:
             place.remove()
             return done
         if not place.exists() and not is_free(out):
             raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
-        refuse_another(config, place.folder, FREE_IN_FINETUNING)
         space = open_workspace(config, progress=progress, finetune=True)
         check_varied(space.task)
         with place.claimed(space) as space:
@@ -105,8 +104,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
     """
     place = Place.of(out)
     check_launched(config)
-    with disk_errors(out):
-        refuse_another(config, out, FREE)
+    with disk_errors(out), place.alone(config, FREE, progress):
         done = made(out, "search")
         if done is not None:
             place.remove()
@@ -206,28 +204,45 @@ def distill(
             "--recovery-steps or lower --sparsities, or distil without: autodisc baseline --strategy direct"
         )
     with disk_errors(study):
-        alike = None if new else finished.distilled_alike(config, FREE)
-        if alike is not None:
-            result = located(alike.result, study)
-            Place.of(Path(result["student"]["path"]).parent).remove()
-            return {**result, "cost": alike.values["cost"]}
-        place = finished.place_to_distil(config, FREE, new=new)
-        with place.claimed(finished.open(config, progress=progress)) as space:
-            take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
-            chain = chain_from(space.assistant(chosen), space.assistants, space.student)
-            start = finished.cut(space, chain[0])
-            schedule = distill_sandwich(
-                space.teacher, start, space.ranking(), chain, config.distillation, space.workshop, space.student_model
-            )
-            result = _distilled_result(space, schedule.assistant, schedule.student, place.folder, finished.searched)
-            result["between"] = [{**_point(d.candidate), "metric": d.metric} for d in schedule.between]
-            result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
-            space.record(study, "distill", "autodisc", result)
-            try:
-                show_finished(space, finished)
-            except StudyError as error:  # a folder that was moved has left its storage's path
-                space.workshop.progress.say(f"the dashboard does not show the student: {error}")
+        done = None if new else _distilled_alike(finished, config)
+        if done is not None:
+            return done
+        with finished.distilling(config, FREE, new=new, progress=progress) as place:
+            done = None if new else _distilled_alike(open_finished(study), config)  # by who was waited for
+            if done is not None:
+                return done
+            with place.claimed(finished.open(config, progress=progress)) as space:
+                take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
+                result = _distil(space, finished, chosen, place.folder)
+                space.record(study, "distill", "autodisc", result)
+                try:
+                    show_finished(space, finished)
+                except StudyError as error:  # a folder that was moved has left its storage's path
+                    space.workshop.progress.say(f"the dashboard does not show the student: {error}")
         return {**result, "cost": space.ledger.as_dict()}
+
+
+def _distilled_alike(finished: Finished, config: StudyConfig) -> dict[str, Any] | None:
+    """What a distillation of these settings came to that is done."""
+    alike = finished.distilled_alike(config, FREE)
+    if alike is None:
+        return None
+    result = located(alike.result, finished.folder)
+    Place.of(Path(result["student"]["path"]).parent).remove()
+    return {**result, "cost": alike.values["cost"]}
+
+
+def _distil(space: Workspace, finished: Finished, chosen: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Assistant and student through the chosen candidate, saved with their cards."""
+    chain = chain_from(space.assistant(chosen), space.assistants, space.student)
+    start = finished.cut(space, chain[0])
+    schedule = distill_sandwich(
+        space.teacher, start, space.ranking(), chain, space.config.distillation, space.workshop, space.student_model
+    )
+    result = _distilled_result(space, schedule.assistant, schedule.student, folder, finished.searched)
+    result["between"] = [{**_point(d.candidate), "metric": d.metric} for d in schedule.between]
+    result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
+    return result
 
 
 @on_each_process("out")
@@ -235,8 +250,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
     place = Place.of(out / f"baseline-{strategy}")
     check_launched(config)
-    with disk_errors(out):
-        refuse_another(config, place.folder, FREE_IN_BASELINE)
+    with disk_errors(out), place.alone(config, FREE_IN_BASELINE, progress):
         done = made(out, "baseline", strategy=strategy)
         if done is not None:
             place.remove()

@@ -29,6 +29,7 @@ from autodisc.errors import AutodiscError
 TEACHER, RANKING, TOKENS, DOCSTRINGS, ROWS = "teacher outputs", "ranking", "tokens", "docstrings", "data set"
 LEFT_OVER = "left over"  # of a process that was ended while it wrote
 ABANDONED_DAYS = 1 / 24
+_REMOVED = re.compile(r"\.removed-.+-\d+")  # an entry that ``free`` had begun to remove
 _KEY = re.compile(r"[0-9a-f]{32}")
 _TEACHER_FILE = re.compile(
     r"cost\.json|hidden\.f16|logits\.f32|classes\.i32|likeliest\.f32|filled\.u8|\.cost\.json\.\d+"
@@ -67,6 +68,10 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def _known(folder: Path) -> Iterator[tuple[Path, str]]:
+    data = folder / "data"
+    readers = [data / reader for reader in _READERS]
+    for place in (folder, folder / "teacher", folder / "ranking", data, data / "tokenised", *readers, *_of_hub(data)):
+        yield from ((path, LEFT_OVER) for path in _within(place) if _REMOVED.fullmatch(path.name))
     for path in _within(folder):
         if (
             re.fullmatch(r"assistant-[a-z0-9_]{8}", path.name)
@@ -77,14 +82,11 @@ def _known(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in _within(folder / "teacher"):
         if _is_teacher(path):
             yield path, TEACHER
-        elif re.fullmatch(r"\.removed-[0-9a-f]{32}-\d+", path.name):
-            yield path, LEFT_OVER
     for path in _within(folder / "ranking"):
         if _KEY.fullmatch(path.stem) and path.suffix == ".json":
             yield path, RANKING
         elif re.fullmatch(r"\.[0-9a-f]{32}\.json\.\d+", path.name):
             yield path, LEFT_OVER
-    data = folder / "data"
     for path in _within(data / "tokenised"):
         if _KEY.fullmatch(path.stem) and path.suffix == ".arrow":
             yield path, TOKENS
@@ -95,12 +97,14 @@ def _known(folder: Path) -> Iterator[tuple[Path, str]]:
             map(_is_of_corpus, _all_in(path))
         ):
             yield path, LEFT_OVER if "." in path.name else DOCSTRINGS
-        elif re.fullmatch(r"[\w.-]+___[\w.-]+", path.name):
-            yield from ((part, ROWS) for part in _within(path))
-    for reader in _READERS:
-        for path in _within(data / reader):
-            if re.fullmatch(r"default-[0-9a-f]+", path.name):
-                yield path, ROWS
+    for place in _of_hub(data):
+        yield from ((path, ROWS) for path in _within(place) if not _REMOVED.fullmatch(path.name))
+    for place in readers:
+        yield from ((path, ROWS) for path in _within(place) if re.fullmatch(r"default-[0-9a-f]+", path.name))
+
+
+def _of_hub(data: Path) -> list[Path]:
+    return [path for path in _within(data) if re.fullmatch(r"[\w.-]+___[\w.-]+", path.name)]
 
 
 def _is_teacher(path: Path) -> bool:
@@ -210,12 +214,11 @@ def to_free(
 
 def free(entry: Entry) -> None:
     """Remove an entry: renamed first, so that nobody finds half of it."""
-    going = entry.path.with_name(f".removed-{entry.path.name}-{os.getpid()}")
-    try:
+    name = entry.path.name
+    going = entry.path.with_name(name if _REMOVED.fullmatch(name) else f".removed-{name}-{os.getpid()}")
+    with contextlib.suppress(FileNotFoundError):  # another process removes it
         entry.path.rename(going)
-    except FileNotFoundError:
-        return
-    if going.is_dir():
-        shutil.rmtree(going)
-    else:
-        going.unlink()
+        if going.is_dir():
+            shutil.rmtree(going)
+        else:
+            going.unlink()

@@ -10,7 +10,8 @@ DIR/distilled-N/    assistant and student of each distillation
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -90,8 +91,21 @@ class Finished:
                 return record
         return None
 
-    def place_to_distil(self, config: StudyConfig, free: tuple[str, ...], *, new: bool) -> Place:
-        """Where a distillation of these settings was stopped, or, none or ``new``, the next of the folders."""
+    @contextlib.contextmanager
+    def distilling(
+        self, config: StudyConfig, free: tuple[str, ...], *, new: bool, progress: Progress | None
+    ) -> Iterator[Place]:
+        """The place of a distillation of these settings, which no other process works in; it goes again where the body
+        does nothing in it."""
+        place = self._place_to_distil(config, free, new=new)
+        with place.alone(config, free, progress):
+            try:
+                yield place
+            finally:
+                place.leave()
+
+    def _place_to_distil(self, config: StudyConfig, free: tuple[str, ...], *, new: bool) -> Place:
+        """Where a distillation of these settings was begun, or, none or ``new``, the next of the folders, begun."""
         numbers = [0]
         for folder in sorted(self.folder.glob("distilled-*")):
             place = Place.of(folder)
@@ -99,7 +113,10 @@ class Finished:
             claimed = place.exists() and (folder / CONFIG).exists()
             if claimed and not new and not differences(read_yaml(folder / CONFIG), config, ignore=free):
                 return place
-        return Place.of(self.folder / f"distilled-{max(numbers) + 1}")
+        following = max(numbers) + 1
+        while not (place := Place.of(self.folder / f"distilled-{following}")).begin(config):
+            following += 1
+        return place
 
     def cut(self, space: Workspace, candidate: Candidate) -> PreTrainedModel:
         """A candidate with the weights that the study scored: out of the supernet, or cut and refitted."""

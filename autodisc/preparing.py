@@ -128,7 +128,7 @@ def with_student(space: Workspace, out: Path) -> Workspace:
         return space
     made_of = fingerprint(space.teacher_fingerprint, space.ranking(), budget)
     name, storage = f"{config.name}-{config.task.name}-student", storage_of(config, out)
-    student = known_student(name, storage, made_of, budget)
+    student = known_student(name, storage, made_of)
     if student is None:
         with space.ledger.stage("student"), space.workshop.progress.stage("student", None):
             uses, best = students(space.teacher, space.ranking(), budget, space.budgeted_latency)

@@ -5,6 +5,7 @@ FOLDER/made_of.json    fingerprints of the teacher's weights and of the data, wh
 FOLDER/ledger.json     what was spent up to now
 FOLDER/unfinished/     states of trainings under way, and what they need; removed when the command is done
 FOLDER/tracking/       what trackers keep here
+FOLDER/running.lease   who works here; another process waits for it
 
 A folder is one configuration's, of one teacher and one set of rows: anything else is refused with what differs.
 """
@@ -12,6 +13,7 @@ A folder is one configuration's, of one teacher and one set of rows: anything el
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import shutil
 import uuid
@@ -26,7 +28,9 @@ from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
 from autodisc.errors import StudyError, UserError
 from autodisc.files import write_json
+from autodisc.leases import leased
 from autodisc.models.checkpoints import settings_digest
+from autodisc.progress import Progress, Silent
 from autodisc.reporting.records import latest, read_records
 from autodisc.workspace import Workspace
 
@@ -50,11 +54,35 @@ class Place:
         """Where trackers keep theirs: beside a teacher's folder, which holds a model alone."""
         return self.folder.with_suffix(f".{FOLDER}") if self.folder == self.unfinished else self.folder / FOLDER
 
+    @property
+    def lease(self) -> Path:
+        """What is held by who works here; beside a teacher's folder, too."""
+        return self.folder.with_suffix(".lease") if self.folder == self.unfinished else self.folder / "running.lease"
+
     def exists(self) -> bool:
         return self.unfinished.exists()
 
     def remove(self) -> None:
         shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def begin(self, config: StudyConfig) -> bool:
+        """Make the folder, this configuration's; false where there is one, which may be another process's by now."""
+        try:
+            self.folder.mkdir()
+        except FileExistsError:
+            return False
+        try:
+            self.unfinished.mkdir()
+            write_config(config, self.folder / CONFIG)
+        except BaseException:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        return True
+
+    def leave(self) -> None:
+        """Remove a folder that was begun, and in which nothing has been done."""
+        if not (self.folder / MADE_OF).exists() and not any(self.unfinished.glob("*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def claim(self, config: StudyConfig, space: Workspace) -> None:
         """Make the folder this configuration's, and this teacher's and data's."""
@@ -93,6 +121,14 @@ class Place:
             )
 
     @contextlib.contextmanager
+    def alone(self, config: StudyConfig, free: tuple[str, ...], progress: Progress | None) -> Iterator[None]:
+        """Once no other process works here, with nothing to refuse before or after it was waited for."""
+        refuse_another(config, self.folder, free)
+        with alone(self.lease, self.folder, progress or Silent()):
+            refuse_another(config, self.folder, free)
+            yield
+
+    @contextlib.contextmanager
     def working(self, space: Workspace) -> Iterator[Workspace]:
         """The workspace, going on with what was left; what is unfinished is removed when the body ends well.
 
@@ -125,6 +161,21 @@ class Place:
         self.claim(space.config, space)
         with self.working(space) as working:
             yield working
+
+
+@contextlib.contextmanager
+def alone(lease: Path, what: Path, progress: Progress) -> Iterator[None]:
+    """Once no other process holds ``lease``, of ``what``; a folder that is left empty is removed again."""
+    folder = lease.parent
+    before = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        with leased(lease, waiting=lambda who: progress.say(f"{what}: waiting for {who}")):
+            yield
+    finally:
+        if folder.is_dir() and not any(folder.iterdir()):
+            with contextlib.suppress(OSError):  # another process waits there, or has begun to
+                for path in itertools.takewhile(lambda path: path != before, (folder, *folder.parents)):
+                    path.rmdir()
 
 
 def unfinished_teacher(folder: Path) -> Place:

@@ -273,11 +273,9 @@ class Workspace:
         return environment(device=str(runtime.device), precision=runtime.precision, threads=runtime.threads)
 
 
-def open_workspace(
-    config: StudyConfig, *, progress: Progress | None = None, ledger: Ledger | None = None, finetune: bool = False
-) -> Workspace:
+def open_workspace(config: StudyConfig, *, progress: Progress | None = None, finetune: bool = False) -> Workspace:
     """Load teacher, tokenizer and task. With ``finetune`` the model gets a new head for the task's classes."""
-    progress, ledger = progress or Silent(), ledger or Ledger()
+    progress, ledger = progress or Silent(), Ledger()
     progress.spending(lambda: ledger.total)
     runtime = make_runtime(config.runtime)
     cache = cache_folder(config)

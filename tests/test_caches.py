@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from autodisc import api
-from autodisc.caches import DOCSTRINGS, LEFT_OVER, RANKING, ROWS, TEACHER, TOKENS, clean, entries, to_free
+from autodisc.caches import DOCSTRINGS, LEFT_OVER, RANKING, ROWS, TEACHER, TOKENS, clean, entries, free, to_free
 from autodisc.distillation.teacher_cache import CLASSES, HIDDEN, LIKELIEST
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -124,6 +125,29 @@ def test_a_link_out_of_the_cache_is_not_followed(cache, tmp_path):
     (cache / "teacher").symlink_to(tmp_path / "elsewhere")
     clean(cache, max_gib=0.0, remove=True)
     assert (tmp_path / "elsewhere" / KEY / "cost.json").exists()
+
+
+def test_a_removal_that_is_interrupted_again_and_again_leaves_nothing_that_clean_does_not_know(cache, monkeypatch):
+    for name in (f"assistant-a1b2c3d_/{KEY}/hidden.f16", "data/ann___mine/default/x"):
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_bytes(b"1")
+
+    def interrupted(_path):
+        raise KeyboardInterrupt
+
+    going = [entry.path for entry in entries(cache) if entry.path.is_dir()]
+    assert len(going) == 5
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        for _ in range(2):
+            for entry in entries(cache):
+                with contextlib.suppress(KeyboardInterrupt):
+                    free(entry)
+    left = {entry.path: entry.kind for entry in entries(cache)}
+    assert left == {path.with_name(f".removed-{path.name}-{os.getpid()}"): LEFT_OVER for path in going}
+    clean(cache, max_gib=0.0, remove=True)
+    assert not entries(cache)
+    assert not list(cache.rglob(".removed-*"))
 
 
 def test_a_cache_that_is_not_there_is_empty(tmp_path):

@@ -199,7 +199,7 @@ def test_a_file_of_words_that_has_predictions_or_none_is_refused(tagged, tmp_pat
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".jsonl"])
 def test_a_column_that_comes_late_is_kept_beside_the_tags(tagged, tmp_path, monkeypatch, suffix):
-    monkeypatch.setattr(files.read_rows, "__kwdefaults__", {"at_once": 4})
+    monkeypatch.setattr(files, "AT_ONCE", 4)
     rows = [*({"tokens": ["good", "w1"]} for _ in range(6)), {"tokens": ["w1"], "new": 7}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out, task = tmp_path / f"out{suffix}", TaskConfig(name="mine")

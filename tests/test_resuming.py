@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +17,10 @@ import yaml
 from autodisc import api, preparing
 from autodisc.cli import main
 from autodisc.errors import StudyError
+from autodisc.finished import Finished
+from autodisc.leases import leased
 from autodisc.models.checkpoints import load, save_model
+from autodisc.progress import Silent
 from autodisc.reporting.records import read_records
 from autodisc.resuming import next_free
 
@@ -56,6 +63,102 @@ def test_a_finished_distillation_is_returned_and_other_settings_are_another(conf
     other = api.distill(study, config=config(distillation={"lr": 1e-3}))
     assert Path(other["student"]["path"]).parent.name == "distilled-2"
     assert kinds(study) == ["search", "distill", "distill"]
+
+
+class Listening(Silent):
+    """Remembers what it is told, and lets others wait for that."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.heard = threading.Event()
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+        self.heard.set()
+
+
+@pytest.mark.parametrize(
+    ("lease", "call"),
+    [
+        ("study/running.lease", lambda config, out, **how: api.search(config(), out, **how)),
+        (
+            "study/baseline-direct/running.lease",
+            lambda config, out, **how: api.baseline(config(), "direct", out, **how),
+        ),
+        ("study/teacher.lease", lambda config, out, **how: api.finetune(config(), out / "teacher", **how)),
+    ],
+)
+def test_a_command_waits_for_who_works_in_its_folder_and_says_for_whom(
+    config, study, tmp_path, monkeypatch, lease, call
+):
+    done = {"best": None}
+    monkeypatch.setattr(api, "made", lambda *_, **__: done)  # as the other has left it
+    listening = Listening()
+    with ThreadPoolExecutor(1) as pool:
+        with leased(tmp_path / lease):
+            second = pool.submit(call, config, study, progress=listening)
+            assert listening.heard.wait(30)
+            assert not second.done()
+        assert second.result(30) is done
+    who = f"waiting for process {os.getpid()} on {socket.gethostname()}"
+    assert [line.partition(": ")[2] for line in listening.said] == [who]
+    assert not list(study.rglob("*.lease"))
+
+
+def test_who_has_waited_finds_the_settings_of_the_other_and_is_refused(config, searched, tmp_path):
+    out, listening = tmp_path / "study", Listening()
+    with ThreadPoolExecutor(1) as pool:
+        with leased(out / "running.lease"):
+            second = pool.submit(api.search, config(search={"lam": 0.5}), out, progress=listening)
+            assert listening.heard.wait(30)
+            shutil.copy(searched / "config.yaml", out)
+        with pytest.raises(StudyError, match=r"search\.lam: 0\.2 -> 0\.5"):
+            second.result(30)
+
+
+@pytest.mark.parametrize("changes", [{}, {"distillation": {"lr": 1e-3}}], ids=["same", "other"])
+def test_a_distillation_that_comes_while_another_opens_its_teacher_spoils_nothing(
+    config, study, monkeypatch, same_weights, changes
+):
+    first, opened, both = Finished.open, threading.Event(), ThreadPoolExecutor(1)
+    listening, seconds = Listening(), []
+
+    def slowly(self, *arguments, **named):
+        if not opened.is_set():
+            opened.set()
+            seconds.append(both.submit(api.distill, study, config=config(**changes), progress=listening))
+            if changes:
+                seconds[0].result(60)
+            else:
+                assert listening.heard.wait(60)
+        return first(self, *arguments, **named)
+
+    monkeypatch.setattr(Finished, "open", slowly)
+    with both:
+        one = api.distill(study)
+        two = seconds[0].result(60)
+    made = [record for record in read_records([study]) if record.kind == "distill"]
+    if not changes:
+        assert listening.said[0].startswith(f"{study}/distilled-1: waiting for process")
+        assert (two["student"]["path"], len(made)) == (one["student"]["path"], 1)
+        return
+    paths = [Path(found["student"]["path"]) for found in (one, two)]
+    assert [path.parent.name for path in paths] == ["distilled-1", "distilled-2"]
+    assert not same_weights(*map(load, paths))
+    for folder, lr in zip(paths, (3e-3, 1e-3), strict=True):
+        assert yaml.safe_load((folder.parent / "config.yaml").read_text())["distillation"]["lr"] == lr
+    assert not list(study.rglob("unfinished"))
+
+
+def test_a_distillation_that_is_refused_leaves_no_folder(config, study, monkeypatch):
+    def refuse(*_, **__):
+        raise StudyError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Finished, "open", refuse)
+        with pytest.raises(StudyError, match="no"):
+            api.distill(study)
+    assert not list(study.glob("distilled-*"))
 
 
 def test_what_was_made_is_returned_where_it_lies_by_now(config, study, tmp_path):

@@ -184,7 +184,7 @@ def _own_folder(folder: Path) -> Iterator[Path]:
             own = Path(name) / folder.resolve().name
             for beside in folder.resolve().parent.glob(f"{own.name}*"):
                 if beside.is_dir() and beside.name in (own.name, f"{own.name}.unfinished"):
-                    shutil.copytree(beside, Path(name) / beside.name)
+                    shutil.copytree(beside, Path(name) / beside.name, ignore=shutil.ignore_patterns("*.lease"))
         state.wait_for_everyone()  # the copy is of what was there before anybody began
         try:
             with _all_save(), _all_load():

@@ -160,9 +160,9 @@ class Port:
         biases = 0 if self.sink or self.module.bias is None else self.parts * self.width
         return self.unit_weights + biases
 
-    def indices(self, units: Sequence[int], of: int | None = None) -> torch.Tensor:
-        """Where these units are on the axis, in this order, if it has ``of`` units (by default its own)."""
-        each = (self.units if of is None else of) * self.width
+    def indices(self, units: Sequence[int]) -> torch.Tensor:
+        """Where these units are on the axis, in this order."""
+        each = self.units * self.width
         rows = [p * each + u * self.width + i for p in range(self.parts) for u in units for i in range(self.width)]
         return torch.tensor(rows, dtype=torch.long, device=self.module.weight.device)
 

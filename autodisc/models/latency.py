@@ -37,6 +37,7 @@ TURNS, CALLS, TURN_S = 8, 8, 0.5
 # close together: there a candidate's layers are.
 HEADS = (0, 1 / 12, 1 / 6, 1 / 4, 1 / 2, 3 / 4, 1)
 NEURONS = (0, 1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)
+CALLS = 9  # of an eager forward, whose shares are taken
 TABLE_TURNS, TABLE_CALLS = 5, 4
 
 
@@ -225,10 +226,8 @@ class Shares:
     classifier: float
 
 
-def shares(
-    model: PreTrainedModel, inputs: Sequence[Mapping[str, torch.Tensor]], runtime: Runtime, *, calls: int = 9
-) -> Shares:
-    """Where an eager forward's time goes: the median of ``calls``."""
+def shares(model: PreTrainedModel, inputs: Sequence[Mapping[str, torch.Tensor]], runtime: Runtime) -> Shares:
+    """Where an eager forward's time goes: the median of ``CALLS``."""
     marks: list[float] = []
     settle = settle_on(runtime.device)
 
@@ -241,7 +240,7 @@ def shares(
     parts = []
     try:
         with torch.inference_mode(), uncached(model), runtime.autocast():
-            for call in range(calls + 1):
+            for call in range(CALLS + 1):
                 marks.clear()
                 mark()
                 model(**inputs[call % len(inputs)])

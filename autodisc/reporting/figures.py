@@ -29,6 +29,7 @@ BLUE, ORANGE, GREEN, RED, PINK, SKY, YELLOW = (
 )
 GREY = "#7d7d7d"  # 4 : 1 both on white and on the dark page
 MOST_TICKS = 14  # labels on one axis; beyond it they run into each other
+LONGEST = 40  # characters of a name from outside
 GRID = "rgba(128,128,128,0.25)"
 CLEAR = "rgba(0,0,0,0)"
 STRATEGIES = {"autodisc": (BLUE, "star"), "maxidisc": (RED, "square"), "direct": (GREEN, "diamond")}
@@ -236,9 +237,9 @@ def escape(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def shortened(name: str, most: int = 40) -> str:
+def shortened(name: str) -> str:
     """A name from outside, of a length that leaves room for the picture."""
-    return name if len(name) <= most else name[: most - 1] + "…"
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def empty_figure(x_title: str, y_title: str) -> go.Figure:

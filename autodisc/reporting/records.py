@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from autodisc.errors import StudyError
+from autodisc.files import sync
+from autodisc.leases import leased
 
 SCHEMA = 1
 KINDS = ("finetune", "search", "distill", "baseline")
@@ -93,22 +95,26 @@ def write_record(folder: Path, record: dict[str, Any]) -> Path:
 
 def write_once(path: Path, text: str) -> None:
     """Create ``path`` with all of ``text`` or not at all; raises FileExistsError rather than overwrite."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
+    temporary = Path(name)
     try:
         with open(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        temporary.chmod(0o644)
         try:
             os.link(temporary, path)  # unlike rename, it refuses an existing name
         except FileExistsError:
             raise
         except OSError:  # a file system without hard links
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(text)
+            with leased(path.with_name(f".{path.name}.lease")):
+                if path.exists():
+                    raise FileExistsError(path) from None
+                os.replace(temporary, path)
+        sync(path.parent)
     finally:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
 
 
 def read_records(folders: Iterable[Path]) -> list[Record]:

@@ -75,7 +75,7 @@ def fingerprint(teacher: str, ranking: Ranking, budget: BudgetConfig) -> dict[st
     }
 
 
-def known_student(name: str, storage: str, made_of: Mapping[str, Any], budget: BudgetConfig) -> Use | None:
+def known_student(name: str, storage: str, made_of: Mapping[str, Any]) -> Use | None:
     """The student of a finished study; none where there is none yet, or ``run_students`` has to go on with it."""
     if storage.endswith(".log") and not Path(storage).exists():
         return None

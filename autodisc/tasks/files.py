@@ -45,14 +45,14 @@ def format_to_write(out: Path | None, asked: Format | None) -> Format:
     return asked or format_of(out, "--out")
 
 
-def read_rows(path: Path | None, *, at_once: int = AT_ONCE) -> Iterator[list[Row]]:
-    """The rows of a file, ``at_once`` at a time and at least one; None is JSON Lines from standard input."""
+def read_rows(path: Path | None) -> Iterator[list[Row]]:
+    """The rows of a file, ``AT_ONCE`` at a time and at least one; None is JSON Lines from standard input."""
     rows: list[Row] = []
     empty = True
     with _opened(path) as file:
         for row in _rows(file, path):
             rows.append(row)
-            if len(rows) == at_once:
+            if len(rows) == AT_ONCE:
                 yield rows
                 rows, empty = [], False
     if rows:

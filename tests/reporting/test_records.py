@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 
@@ -31,6 +33,31 @@ def test_a_record_without_hard_links_is_still_written_once(make, tmp_path, monke
     with pytest.raises(StudyError, match="exists already"):
         write_record(tmp_path, make.search())
     assert len(read_records([tmp_path])) == 1
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_record_is_there_as_a_whole_and_its_name_is_on_the_disk(make, tmp_path, monkeypatch, links):
+    """What a power cut may lose after it was written is not there to begin with."""
+    synced, shown = set(), []
+
+    def seen(call):
+        def wrapped(source, target, **named):
+            shown.append((os.stat(source).st_ino in synced, Path(target)))
+            return call(source, target, **named)
+
+        return wrapped
+
+    def refuse(*_args):
+        raise PermissionError
+
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.add(os.fstat(handle).st_ino) or fsync(handle))
+    monkeypatch.setattr(os, "link", seen(os.link) if links else refuse)
+    monkeypatch.setattr(os, "replace", seen(os.replace))
+    path = write_record(tmp_path, make.search())
+    assert shown == [(True, path)]
+    assert path.parent.stat().st_ino in synced
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 def test_numbers_that_are_not_finite_become_null(make, tmp_path):

@@ -143,12 +143,12 @@ def test_an_interrupted_study_goes_on_and_a_finished_one_is_not_run_again(found,
         with pytest.raises(KeyboardInterrupt):
             open_students(tmp_path, found)
     made_of = fingerprint("t", found[1], budget)
-    assert known_student("toy-student", storage, made_of, budget) is None
+    assert known_student("toy-student", storage, made_of) is None
     chosen, best, made_of = open_students(tmp_path, found)
     assert chosen == best
-    assert known_student("toy-student", storage, made_of, budget) == best
-    assert known_student("toy-student", storage, {**made_of, "teacher": "other"}, budget) is None
-    assert known_student("another", storage, made_of, budget) is None
+    assert known_student("toy-student", storage, made_of) == best
+    assert known_student("toy-student", storage, {**made_of, "teacher": "other"}) is None
+    assert known_student("another", storage, made_of) is None
 
 
 def test_another_budget_under_the_same_name_is_refused(found, tmp_path):
@@ -157,8 +157,8 @@ def test_another_budget_under_the_same_name_is_refused(found, tmp_path):
         open_students(tmp_path, found, budget={"params": 1})
 
 
-def test_asking_for_a_student_makes_no_file(found, tmp_path):
-    assert known_student("toy", f"{tmp_path}/none/j.log", {}, found[2]) is None
+def test_asking_for_a_student_makes_no_file(tmp_path):
+    assert known_student("toy", f"{tmp_path}/none/j.log", {}) is None
     assert not list(tmp_path.iterdir())
 
 

@@ -215,7 +215,7 @@ def test_workers_complete_every_trial_once_whatever_is_killed_or_restarted(postg
             " where v.key = 'worker' and t.state = 'COMPLETE'",
         )
     )
-    assert len(by_worker) >= workers
+    assert sum(by_worker.values()) == len(grid)  # how many of them took part depends on the machine's load
     if request.config.getoption("--record") and crew.size is not SMALL:
         record(
             {

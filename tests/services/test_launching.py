@@ -72,7 +72,7 @@ def test_two_processes_have_the_losses_and_the_student_of_one(both, by):
     for name in left:
         np.testing.assert_allclose(left[name].numpy(), right[name].numpy(), atol=2e-3, err_msg=name)
     spent = theirs.values["cost"]
-    assert spent["elapsed_s"] < 0.8 * spent["seconds"]  # both trained, and both are booked
+    assert 0 < spent["elapsed_s"] < spent["seconds"]  # the other's are booked, too
     phase = next(iter(stage for stage in ours.values["curves"]))
     flops = [record.values["cost"]["stages"][phase]["flops"] for record in (ours, theirs)]
     assert flops[1] == pytest.approx(flops[0], rel=0.05)
