@@ -29,7 +29,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.models.checkpoints import own_head
+from autodisc.models.checkpoints import TRAINED_TEXTS, own_head
 from autodisc.models.written import INPUTS, Whole, Written, can_be_written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
@@ -93,7 +93,13 @@ def export_onnx(
 
 
 def write_beside(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int, inputs: Sequence[str]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    inputs: Sequence[str],
+    texts: Sequence[str] = (),
 ) -> None:
     """tokenizer.json, which truncates and pads, and onnx.json: what a use without transformers needs."""
     backend = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
@@ -106,6 +112,7 @@ def write_beside(
     values = {
         "inputs": [name for name in INPUTS if name in inputs],
         "max_length": longest,
+        TRAINED_TEXTS: list(texts),
         "head": own_head(model),
         "id2label": {str(i): names[i] for i in range(len(names))},
     }

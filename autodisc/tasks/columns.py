@@ -31,11 +31,18 @@ LARGEST = float(np.finfo(np.float32).max)
 AT_ONCE = 1000  # rows that are Python objects at a time
 
 
-def text_columns(config: TaskConfig, have: Sequence[str], where: str = "train") -> tuple[str, ...]:
-    """The one or two text columns: the options', else the GLUE task's, else GLUE's usual ones."""
+def text_columns(
+    config: TaskConfig, have: Sequence[str], where: str = "train", trained: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """The one or two text columns: the options', else the model's, else the GLUE task's, else GLUE's usual ones.
+
+    ``trained`` are those that the model was trained on, if that is known: then there are as many.
+    """
     usual: list[tuple[str, ...]] = [("sentence",), ("sentence1", "sentence2")]
     if config.name in GLUE:
         usual.insert(0, GLUE[config.name].columns)
+    if trained:
+        usual = [trained, *(names for names in usual if len(names) == len(trained))]
     found = next((names for names in usual if set(names) <= set(have)), None)
     if config.text is not None:
         found = (config.text,)
@@ -44,7 +51,14 @@ def text_columns(config: TaskConfig, have: Sequence[str], where: str = "train") 
         raise DataError(
             f"{where}: no text column {expected}; it has {', '.join(have)}; name yours with --text and --text-pair"
         )
-    return found if config.text_pair is None else (found[0], config.text_pair)
+    if config.text_pair is not None:
+        found = (found[0], config.text_pair)
+    if trained and len(found) != len(trained):
+        way_out = "leave --text-pair out" if len(trained) == 1 else "name both, with --text and --text-pair"
+        raise ConfigError(
+            f"--text: got {' + '.join(found)}; of each row the model was trained on {' + '.join(trained)}, so {way_out}"
+        )
+    return found
 
 
 def check_columns(have: Sequence[str], where: str, texts: Sequence[str], label: str | None) -> None:

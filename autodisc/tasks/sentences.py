@@ -29,9 +29,11 @@ class Sentences(Rows):
         return columns.is_unlabelled(rows, config.label)
 
     def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        self.texts = columns.text_columns(self.config, raw["train"].column_names)
+        have = raw["train"].column_names
+        self.texts = columns.text_columns(self.config, have, trained=self.trained)
         for name, rows in raw.items():
             columns.check_columns(rows.column_names, name, self.texts, self.config.label)
+        self._tell_unread([name for name in have if name not in (*self.texts, self.config.label)])
         self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known, self.progress)
         names = self.labels.names or ()
         new = known is None and self.labels.by_name and self.config.name not in GLUE  # of a model to be fine-tuned
@@ -41,6 +43,15 @@ class Sentences(Rows):
                 " and 1, with 1 for it"
             )
         return self.labels.names
+
+    def _tell_unread(self, names: Sequence[str]) -> None:
+        """Where the columns are only taken by their usual names."""
+        told = self.config.text is not None or self.config.name in GLUE or self.texts == self.trained
+        if names and not told:
+            self.progress.say(
+                f"texts: of column {' and '.join(self.texts)}, not of {', '.join(names[: columns.SHOWN])}; name others"
+                " with --text and --text-pair"
+            )
 
     @property
     def num_labels(self) -> int:

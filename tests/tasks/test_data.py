@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from autodisc.config import TaskConfig
-from autodisc.errors import DataError
+from autodisc.errors import ConfigError, DataError
 from autodisc.tasks.data import HELD_OUT, load_task
 
 
@@ -79,6 +79,24 @@ def test_columns_of_other_names_are_named_by_options(write, load):
     write(train=other, validation=other, test=other)
     assert load(text="a", text_pair="b", label="c").train.rows["input_ids"][0] == [2, 4, 3, 5, 3]
     assert load(text="b", label="c").train.rows["input_ids"][0] == [2, 5, 3]
+
+
+def test_columns_that_are_guessed_while_there_are_others_are_said(write, load, make_listener):
+    pairs = [{"id": i, "question": "w0", "sentence": "w1", "label": i} for i in (0, 1)]
+    write(train=pairs, validation=pairs, test=pairs)
+    both = ("question", "sentence")
+
+    def said(name: str = "mine", **settings) -> tuple[tuple[str, ...], list[str]]:
+        heard = make_listener()
+        return load(name, progress=heard, **settings).texts, heard.said
+
+    assert said() == (
+        ("sentence",),
+        ["texts: of column sentence, not of id, question; name others with --text and --text-pair"],
+    )
+    assert said(text="question", text_pair="sentence") == said("qnli") == said(texts=both) == (both, [])
+    with pytest.raises(ConfigError, match=r"--text: got sentence; of each row the model was trained on question \+"):
+        load(text="sentence", texts=both)
 
 
 def test_a_glue_name_brings_its_metric_and_classes(write, load):
