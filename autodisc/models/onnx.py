@@ -106,7 +106,8 @@ def write_beside(
     if backend is None:
         raise ModelError("onnx: this tokenizer has no tokenizer.json; save it as a fast tokenizer first")
     longest = min(max_length, tokenizer.model_max_length)
-    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
+    side = "right" if own_head(model) == "token" else tokenizer.truncation_side  # words are counted from the first
+    backend.enable_truncation(longest, direction=side)
     backend.enable_padding(pad_id=int(tokenizer.pad_token_id), pad_token=str(tokenizer.pad_token))
     names: Any = model.config.id2label
     values = {
