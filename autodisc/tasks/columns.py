@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autodisc.config import TaskConfig
+from autodisc.config import BINARY, TaskConfig
 from autodisc.errors import ConfigError, DataError
 from autodisc.progress import Progress
-from autodisc.tasks.metrics import BINARY, GLUE, Metric
+from autodisc.tasks.metrics import GLUE, Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -131,6 +131,8 @@ class Labels:
                     " its classes are taken to be in the same order"
                 )
         check_positive(metric, labels.names or (), order, setting="task.metric", whose="labels have")
+        if labels.by_name and (own if known is None else order) is None:
+            tell_positive(metric, labels.names or (), progress, of_model=known is not None)
         return labels
 
     @classmethod
@@ -210,6 +212,20 @@ def check_positive(
             f"{setting}: {metric.name} is of the data set's class 1, {classes[order[1]]}, which the model has as class"
             f" {order[1]}; take accuracy, f1_macro or matthews, or a model with the data set's order"
         )
+
+
+def tell_positive(metric: Metric, names: Sequence[str], progress: Progress, *, of_model: bool) -> None:
+    """Which class a metric of class 1 is of, where labels are names: a model's class 1, else the second by name."""
+    if metric.name not in BINARY or tuple(names) == ("0", "1"):
+        return
+    progress.say(
+        f"{metric.name}: of class '{names[1]}', "
+        + (
+            "the model's class 1; where the other is meant, take f1_macro or matthews, or a model that has it as 1"
+            if of_model
+            else "the second; where the other is meant, write labels as 0 and 1, with 1 for it"
+        )
+    )
 
 
 def _bare(name: str) -> str:

@@ -3,7 +3,7 @@
 Rows are tokenised once for a content, a tokenizer and a length, without padding, and stay memory-mapped; texts and
 labels are read a thousand at a time. What is held of a sentence are its length, its label and where it lies: 50 bytes.
 Where test has no labels, a part of train is set aside by the hash of its text before anything else, so it is
-the same part for every seed and every limit.
+the same part for every seed and every limit; with rows of every class that train has two texts of.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def load_task(
     for name, rows in raw.items():
         if name == "train" and "test" not in raw:
             hashes = made.hashes(rows)
-            held_out = _held_out(hashes, config.held_out)
+            held_out = _held_out(hashes, config.held_out, made.classes(rows))
             digested = digest([np.sort(hashes[held_out]).tobytes()])
             splits[name], final = made.apart(rows, held_out)
             final_name = HELD_OUT
@@ -208,10 +208,17 @@ def _padding(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> int:
     return int(padding)
 
 
-def _held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """The rows with the lowest hashes; equal texts stay together, so that no text is on both sides."""
+def _held_out(hashes: np.ndarray, fraction: float, classes: np.ndarray | None) -> np.ndarray:
+    """The rows with the lowest hashes, and where these leave one of the ``classes`` out, those of its own.
+
+    Equal texts stay together, so that no text is on both sides; a class of one text stays in train.
+    """
     threshold = np.sort(hashes)[math.ceil(fraction * len(hashes)) - 1]
     held_out = np.flatnonzero(hashes <= threshold)
+    if classes is not None:
+        of_classes = (np.unique(hashes[classes == c]) for c in np.setdiff1d(classes, classes[held_out]))
+        drawn = [own[: math.ceil(fraction * len(own))] for own in of_classes if len(own) > 1]
+        held_out = np.flatnonzero(np.isin(hashes, np.concatenate([hashes[held_out], *drawn])))
     if len(held_out) == len(hashes):
         raise DataError(
             f"train: its {len(hashes)} rows are too few or too alike to hold a part out; add a labelled test file"

@@ -59,6 +59,10 @@ class Rows(ABC):
     def hashes(self, rows: Dataset) -> np.ndarray:
         """(rows,) of the texts of train, the same wherever a row stands."""
 
+    def classes(self, rows: Dataset) -> np.ndarray | None:
+        """(rows,) of train: the class of each, where a row has one."""
+        return None
+
     @abstractmethod
     def split(self, rows: Dataset, name: str) -> Split:
         """Tokens and labels, of train first; raises DataError for a row that cannot be used."""

@@ -115,12 +115,12 @@ def test_a_regression_reads_numbers(write, load):
 
 @pytest.mark.parametrize("test", [None, -1, "absent"])
 def test_without_test_labels_a_part_of_train_is_held_out(write, load, test):
-    hidden = [row | {"label": test} for row in rows(9, 40)]
+    hidden = [row | {"label": test} for row in rows(9, 70)]
     if test == "absent":
         hidden = [{"sentence": row["sentence"]} for row in hidden]
-    write(train=rows(40), validation=rows(5, 50), test=hidden)
+    write(train=rows(60), validation=rows(5, 80), test=hidden)
     task = load()
-    assert (task.final_name, len(task.final), len(task.train)) == (HELD_OUT, 4, 36)
+    assert (task.final_name, len(task.final), len(task.train)) == (HELD_OUT, 6, 54)
     assert sentences(task.final).isdisjoint(sentences(task.train))
 
 
@@ -140,6 +140,19 @@ def test_equal_texts_are_held_out_together(write, load):
     task = load(held_out=0.2)
     assert len(task.final) % 3 == 0
     assert sentences(task.final).isdisjoint(sentences(task.train))
+
+
+def test_the_held_out_part_has_every_class_that_train_has_two_texts_of(write, load):
+    write(train=rows(60), validation=rows(9, 70))
+    plain = sentences(load(metric="pearson").final)
+    assert sentences(load().final) == plain
+    others = [i for i in range(60) if i not in {tokens[1] - 4 for tokens in plain}]
+    for rare, held_out in ((others[:2], 1), (others[:1], 0)):
+        write(train=[{**row, "label": int(i in rare)} for i, row in enumerate(rows(60))])
+        task = load()
+        assert plain <= sentences(task.final)
+        assert len(task.final) == len(plain) + held_out
+        assert (task.train.labels.sum(), task.final.labels.sum()) == (1, held_out)
 
 
 def test_train_that_cannot_spare_a_row_is_refused(write, load):
