@@ -175,7 +175,10 @@ def evaluate_file(
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
         raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
     own = files.class_names(file, task.label) or (GLUE[task.name].label_names if task.name in GLUE else None)
-    labels = seen.read_as(classifier.classes, metric, columns.order_of(own, classifier.classes))
+    order = columns.order_of(own, classifier.classes)
+    labels = seen.read_as(classifier.classes, metric, order)
+    if labels.by_name and order is None:
+        columns.tell_positive(metric, labels.names or (), progress, of_model=True)
     predicted, actual, done, full = [], [], 0, 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
         for rows in read:

@@ -222,6 +222,13 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
         evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
 
 
+def test_of_f1_of_a_file_the_class_is_named_where_names_alone_decide(model, tmp_path, make_listener):
+    heard, task = make_listener(), TaskConfig(name="toy", metric="f1")
+    evaluate_file(model, written(tmp_path / "in.csv", sentences(9)), task=task, runtime=FP32, progress=heard)
+    (said,) = heard.said
+    assert said.startswith("f1: of class 'good', the model's class 1; where the other is meant")
+
+
 def test_a_model_of_several_labels_a_text_is_refused_but_for_fine_tuning(tmp_path, tiny, word_tokenizer):
     made = tiny("bert", layers=1, num_labels=3)
     made.config.problem_type = "multi_label_classification"
