@@ -72,7 +72,7 @@ def caveats(records: Sequence[Record]) -> tuple[str, ...]:
 
 def positive_class(task: Mapping[str, Any]) -> str | None:
     """The name of the class that the task's F1 is of; none of another metric, or where the name says nothing."""
-    names = task.get("label_names") or ()
+    names: Sequence[str] = task.get("label_names") or ()
     if task["metric"] not in BINARY or len(names) != 2 or names[1] == "1":
         return None
     return str(names[1])
