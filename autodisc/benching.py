@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from autodisc.config import RuntimeConfig, StudyConfig
 from autodisc.errors import ConfigError
-from autodisc.models.checkpoints import load_model, load_model_config, load_tokenizer
+from autodisc.models.checkpoints import load_model, load_model_config, load_tokenizer, trained_texts
 from autodisc.models.inference import ForwardFlops, count_forward
 from autodisc.models.latency import TURNS, Work, longest_input, random_inputs, settle_on, shares, take_turns
 from autodisc.models.layouts import blocks, encoder_parameters
@@ -257,13 +257,14 @@ def _real_inputs(
 ) -> dict[int, Inputs]:
     """By batch size, batches of the task's validation in a random order: texts of like length together."""
     tokenizer = load_tokenizer(model)
-    labels = label_names(load_model_config(model))
+    told = load_model_config(model)
     task = load_task(
         config.task,
         tokenizer,
         seed=ready.seed,
         cache_dir=cache_folder(config) / "data",
-        label_names=labels,
+        label_names=label_names(told),
+        texts=trained_texts(told),
         progress=progress,
     )
     found: dict[int, Inputs] = {}

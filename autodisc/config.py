@@ -43,6 +43,7 @@ MetricName = Literal[
     "word_accuracy",
     "bits_saved",
 ]
+BINARY: tuple[MetricName, ...] = ("f1", "accuracy_f1")  # defined by a positive class, 1
 Strategy = Literal["maxidisc", "direct"]
 Sampler = Literal["tpe", "gp"]  # of Optuna
 OF_SEARCHES = (  # settings that no ranking and no student through a given assistant depends on

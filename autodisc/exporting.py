@@ -298,7 +298,8 @@ def _write_onnx(
     """The ONNX file with tokenizer and configuration beside it; its metric on validation, in onnxruntime."""
     made = export_onnx(model, folder / MODEL, batches=_texts(space), opset=opset)
     file = OnnxModel(made.path, threads=space.workshop.runtime.threads)
-    write_beside(folder, model, tokenizer, max_length=space.config.task.max_length, inputs=file.inputs)
+    task, longest = space.task, space.config.task.max_length
+    write_beside(folder, model, tokenizer, max_length=longest, inputs=file.inputs, texts=task.texts)
     result = {"opset": made.opset, "max_difference": made.max_difference, **_scores(file, space)}
     if int8:
         path = quantize_int8(made.path, folder / INT8)

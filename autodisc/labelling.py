@@ -19,7 +19,16 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from autodisc.config import Kind, RuntimeConfig, TaskConfig
 from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
-from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_config, load_tokenizer, own_head, pad_alike
+from autodisc.models.checkpoints import (
+    FINE_TUNED,
+    TRAINED_TEXTS,
+    load_model,
+    load_model_config,
+    load_tokenizer,
+    own_head,
+    pad_alike,
+    trained_texts,
+)
 from autodisc.models.inference import EVALUATION_BATCH, forward
 from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
@@ -96,7 +105,8 @@ def predict_file(
     """Write each row of ``file``, a prediction and the classes' probabilities (or the regression's value) to ``out``.
 
     ``file`` None is JSON Lines from standard input, ``out`` None is standard output. Of ``task`` the columns of the
-    texts and ``max_length`` are used. Raises DataError, and leaves no half-written file, where a row cannot be used.
+    texts and ``max_length`` are used, where given, else the model's own. Raises DataError, and leaves no half-written
+    file, where a row cannot be used.
     """
     progress, since = progress or Silent(), time.perf_counter()
     if onnx_file(model) is None and head_of(load_model_config(model)) not in (None, "sequence"):
@@ -104,7 +114,8 @@ def predict_file(
         return tag_file(
             model, file, out, task=task, runtime=ready, batch_size=batch_size, format=format, progress=progress
         )
-    where, texts = files.name_of(file), _Texts(task, files.name_of(file))
+    where = files.name_of(file)
+    texts = _Texts(task, where, _texts_of(model))
     kind = files.format_to_write(out, format)
     survey, read = surveyed(file, texts.check, to=kind, progress=progress)
     classifier = open_classifier(model, runtime or RuntimeConfig(), task)
@@ -157,14 +168,17 @@ def evaluate_file(
             raise ConfigError(f"--model: {model} is ONNX; on words and text the folder of the torch model is evaluated")
         return evaluate_tokens(model, file, task, runtime, progress)
     seen = _Labels(task.label, str(file), metric.kind)
-    texts = _Texts(task, str(file), seen)
+    texts = _Texts(task, str(file), _texts_of(model), seen)
     survey, read = surveyed(file, texts.check, progress=progress)
     classifier = open_classifier(model, runtime, task)
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
         raise ModelError(f"model: {classifier.name} is {have}, but {metric.name} needs a {metric.kind}; give --metric")
     own = files.class_names(file, task.label) or (GLUE[task.name].label_names if task.name in GLUE else None)
-    labels = seen.read_as(classifier.classes, metric, columns.order_of(own, classifier.classes))
+    order = columns.order_of(own, classifier.classes)
+    labels = seen.read_as(classifier.classes, metric, order)
+    if labels.by_name and order is None:
+        columns.tell_positive(metric, labels.names or (), progress, of_model=True)
     predicted, actual, done, full = [], [], 0, 0
     with progress.stage(f"Evaluating on {file.name}", survey.rows) as bar:
         for rows in read:
@@ -201,6 +215,24 @@ def onnx_file(model: str | Path) -> Path | None:
     return path / MODEL if (path / MODEL).is_file() and not beside_torch else None
 
 
+def _texts_of(model: str | Path) -> tuple[str, ...]:
+    """Columns of the texts that a model was trained on, if its folder says so; asked before the model is opened."""
+    file = onnx_file(model)
+    return trained_texts(load_model_config(model)) if file is None else tuple(_told(file).get(TRAINED_TEXTS) or ())
+
+
+def _told(file: Path) -> dict[str, Any]:
+    """What stands beside an ONNX file."""
+    try:
+        return dict(json.loads((file.parent / BESIDE).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{file.parent}: {BESIDE} or tokenizer.json is missing or damaged ({error})")
+
+
 def _open_torch(name: str | Path, runtime: Runtime, task: TaskConfig) -> Classifier:
     tokenizer, model = load_tokenizer(name), load_model(name)
     if own_head(model) != "sequence":
@@ -217,16 +249,15 @@ def _open_torch(name: str | Path, runtime: Runtime, task: TaskConfig) -> Classif
 
 
 def _open_onnx(file: Path, runtime: Runtime, task: TaskConfig) -> Classifier:
-    model = OnnxModel(file, threads=runtime.threads)
+    model, told = OnnxModel(file, threads=runtime.threads), _told(file)
     try:
-        told = json.loads((file.parent / BESIDE).read_text(encoding="utf-8"))
         names = tuple(told["id2label"][str(i)] for i in range(len(told["id2label"])))
         longest, inputs, head = int(told["max_length"]), list(told["inputs"]), told.get("head", "sequence")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_file=str(file.parent / "tokenizer.json"), model_max_length=longest, model_input_names=inputs
         )
     except Exception as error:  # tokenizers' errors derive from Exception alone
-        raise CheckpointError(f"{file.parent}: {BESIDE} or tokenizer.json is missing or damaged ({error})") from error
+        raise _damaged(file, error) from error
     if head != "sequence":
         raise ConfigError(
             f"--model: {file} is ONNX of a {FINE_TUNED[head]}; on words and text give the folder of the torch model"
@@ -276,14 +307,14 @@ class _Labels:
 class _Texts:
     """The text columns of a file, found among its first rows' names; and what is checked of every row."""
 
-    def __init__(self, task: TaskConfig, where: str, labels: _Labels | None = None) -> None:
-        self._task, self._where, self._labels = task, where, labels
+    def __init__(self, task: TaskConfig, where: str, trained: tuple[str, ...], labels: _Labels | None = None) -> None:
+        self._task, self._where, self._trained, self._labels = task, where, trained, labels
         self._names: tuple[str, ...] = ()
 
     def check(self, rows: Sequence[Row], names: Sequence[str], done: int) -> None:
         labels = self._labels
         if not self._names:
-            self._names = columns.text_columns(self._task, names, self._where)
+            self._names = columns.text_columns(self._task, names, self._where, self._trained)
             columns.check_columns(names, self._where, self._names, labels.column if labels else None)
         self.of(rows, done)
         if labels is not None:

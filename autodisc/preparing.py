@@ -140,13 +140,14 @@ def with_student(space: Workspace, out: Path) -> Workspace:
 
 
 def check_varied(task: Task) -> None:
-    """Raise DataError where all labels of train or validation are one: nothing can be learned, or measured."""
-    for split in (task.train, task.validation):
+    """Raise DataError where all labels of a split are one: nothing can be learned, or measured."""
+    for name, split in (("train", task.train), ("validation", task.validation), (task.final_name, task.final)):
         if _is_uniform(task, split):
             value = split.labels[0] if task.label_names is None else f"'{task.label_names[int(split.labels[0])]}'"
+            without = ", or no such file: then a part of train is held out" if name == "test" else ""
             raise DataError(
-                f"{split.name}: all {len(split)} labels are {value}, so no model does better than one that says nothing"
-                " else; give rows of other labels too"
+                f"{name}: all {len(split)} labels are {value}, so no model does better than one that says nothing else;"
+                f" give rows of other labels too{without}"
             )
 
 

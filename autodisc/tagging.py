@@ -37,7 +37,7 @@ from autodisc.tasks.sentences import filling, tell_cut
 from autodisc.tasks.sources import CONLL
 from autodisc.tasks.splits import IGNORED, Split
 from autodisc.tasks.surveys import Survey, surveyed
-from autodisc.tasks.words import OUTSIDE, as_words, columns_of, tokenised_words
+from autodisc.tasks.words import OUTSIDE, as_words, columns_of, cut_at_the_end, tokenised_words
 from autodisc.workspace import HEADS, as_trained, check_positions, label_names
 
 PREDICTION = "prediction"
@@ -76,6 +76,7 @@ class Tagger:
 def open_tagger(name: str | Path, runtime: Runtime, task: TaskConfig, batch_size: int) -> Tagger:
     """A token classifier's folder or hub name."""
     tokenizer, model = load_tokenizer(name), load_model(name)
+    cut_at_the_end(tokenizer)
     names = label_names(model.config)
     if names is None:
         raise ModelError(f"--model: {name} has one class, which tells no words apart; give another")

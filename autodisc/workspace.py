@@ -25,6 +25,7 @@ from autodisc.files import check_writable, disk_error, write_json
 from autodisc.models.checkpoints import (
     FINE_TUNED,
     TRAINED_LENGTH,
+    TRAINED_TEXTS,
     fingerprint,
     load_model,
     load_model_config,
@@ -36,6 +37,7 @@ from autodisc.models.checkpoints import (
     settings_digest,
     spaced_words,
     trained_length,
+    trained_texts,
 )
 from autodisc.models.inference import evaluation_batch, forward_macs, predict, width
 from autodisc.models.latency import LatencyTable, latency_table, longest_input, random_inputs, settle_on, take_turns
@@ -285,7 +287,13 @@ def open_workspace(config: StudyConfig, *, progress: Progress | None = None, fin
         tokenizer = load_tokenizer(name, words=finetune and head == "token")
         labels = None if finetune else _known(config, head)
         task = load_task(
-            config.task, tokenizer, seed=runtime.seed, cache_dir=cache / "data", label_names=labels, progress=progress
+            config.task,
+            tokenizer,
+            seed=runtime.seed,
+            cache_dir=cache / "data",
+            label_names=labels,
+            texts=() if finetune else trained_texts(load_model_config(name)),
+            progress=progress,
         )
         with seeded(runtime.seed):  # a new head starts from the seed
             fresh = task.num_labels if finetune and head != "causal" else None
@@ -300,6 +308,8 @@ def open_workspace(config: StudyConfig, *, progress: Progress | None = None, fin
         pad_alike(teacher, tokenizer)
         longest = min(config.task.max_length, tokenizer.model_max_length, longest_input(teacher) or math.inf)
         setattr(teacher.config, TRAINED_LENGTH, longest)  # whatever is made of it is saved with it
+        if task.texts:
+            setattr(teacher.config, TRAINED_TEXTS, list(task.texts))
         if finetune and task.label_names is not None:
             teacher.config.id2label = dict(enumerate(task.label_names))
             teacher.config.label2id = {label: i for i, label in enumerate(task.label_names)}
@@ -372,6 +382,7 @@ def _other_student(
     pad_alike(model, own)
     model.config.id2label, model.config.label2id = teacher.config.id2label, teacher.config.label2id
     setattr(model.config, TRAINED_LENGTH, trained_length(teacher.config))
+    setattr(model.config, TRAINED_TEXTS, list(trained_texts(teacher.config)))
     if (words := model.config.vocab_size) < min(len(own), teacher.config.vocab_size):
         raise ModelError(f"student_model: {name} has embeddings of {words} tokens, its tokenizer has {len(own)}")
     if head == "causal" and words < teacher.config.vocab_size:

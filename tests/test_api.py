@@ -512,7 +512,7 @@ def only(furnished: Path, folder: Path, split: str, label: int) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
 def test_labels_that_are_all_one_are_refused_before_anything_is_computed(config, furnished, tmp_path, split):
     data = only(furnished, tmp_path / "data", split, 1)
     settings = config(task={"name": "mine", "metric": "accuracy", "data": str(data)})

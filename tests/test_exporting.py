@@ -132,6 +132,7 @@ def test_without_a_sparsity_the_newest_student_is_exported_wherever_the_study_li
     assert (tmp_path / "student" / "README.md").read_text() == (own / "README.md").read_text()
 
     assert [load_model_config(folder).trained_length for folder in (own, tmp_path / "student")] == [64, 64]
+    assert [load_model_config(folder).trained_texts for folder in (own, tmp_path / "student")] == [["sentence"]] * 2
     dense = exporting.export_model(own, tmp_path / "dense", format="dense")
     assert "metric" not in dense
     found = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
@@ -149,7 +150,8 @@ def test_a_models_folder_needs_its_task_for_onnx(searched, config, tmp_path):
     (tmp_path / "small" / "config.json").write_text(json.dumps(edited))
     seal(tmp_path / "small", [])
     made = exporting.export_model(tmp_path / "small", tmp_path / "onnx", format="onnx", config=settings)
-    assert json.loads((tmp_path / "onnx" / "onnx.json").read_text())["max_length"] == 16
+    beside = json.loads((tmp_path / "onnx" / "onnx.json").read_text())
+    assert (beside["max_length"], beside["trained_texts"]) == (16, ["sentence"])
     assert made["max_difference"] <= 1e-4
     assert (tmp_path / "onnx" / "model.onnx").is_file()
     refused(ConfigError, "copy it", exporting.export_model, tmp_path / "small", tmp_path / "x", format="autodisc")

@@ -222,6 +222,13 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
         evaluate_file(tmp_path / "m", written(tmp_path / "in.csv", rows), task=TaskConfig(name="mrpc"), runtime=FP32)
 
 
+def test_of_f1_of_a_file_the_class_is_named_where_names_alone_decide(model, tmp_path, make_listener):
+    heard, task = make_listener(), TaskConfig(name="toy", metric="f1")
+    evaluate_file(model, written(tmp_path / "in.csv", sentences(9)), task=task, runtime=FP32, progress=heard)
+    (said,) = heard.said
+    assert said.startswith("f1: of class 'good', the model's class 1; where the other is meant")
+
+
 def test_a_model_of_several_labels_a_text_is_refused_but_for_fine_tuning(tmp_path, tiny, word_tokenizer):
     made = tiny("bert", layers=1, num_labels=3)
     made.config.problem_type = "multi_label_classification"
@@ -271,6 +278,38 @@ def test_a_model_reads_as_many_tokens_as_it_was_trained_on_unless_asked_for_othe
     assert found(max_length=64)[1] == []
 
 
+def test_a_model_reads_the_columns_that_it_was_trained_on(tmp_path, tiny, word_tokenizer):
+    models = {}
+    for name, texts in (("pair", ["question", "sentence"]), ("single", ["sentence1"]), ("untold", None)):
+        made = tiny("bert", layers=1)
+        if texts is not None:
+            made.config.trained_texts = texts
+        save_model(made, word_tokenizer, tmp_path / name)
+        models[name] = tmp_path / name
+    rows = [{"question": f"w{i}", "sentence": "w9 good", "label": i % 2} for i in range(4)]
+    usual = [{"sentence1": f"w{i}", "sentence2": "w9 good", "label": i % 2} for i in range(4)]
+
+    def found(model: str, rows: list[dict], **texts: str) -> tuple[list[float], float]:
+        source, task = written(tmp_path / "in.jsonl", rows), TaskConfig(name="toy", metric="accuracy", **texts)
+        predict_file(models[model], source, tmp_path / "out.jsonl", task=task, runtime=FP32)
+        metric = evaluate_file(models[model], source, task=task, runtime=FP32)["metric"]
+        return [row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")], metric
+
+    both = {"text": "question", "text_pair": "sentence"}
+    assert found("pair", rows) == found("pair", rows, **both) == found("untold", rows, **both)
+    assert found("pair", rows) != found("untold", rows) == found("untold", rows, text="sentence")
+    assert found("pair", usual) == found("untold", usual)
+    assert found("single", usual) == found("untold", usual, text="sentence1") != found("untold", usual)
+    for model, others, texts, message in (
+        ("pair", rows, {"text": "sentence"}, r"--text: got sentence; .* on question \+ sentence, so name both, with"),
+        ("single", usual, {"text_pair": "sentence2"}, "was trained on sentence1, so leave --text-pair out"),
+        ("pair", sentences(3), {}, r"no text column question \+ sentence or sentence1 \+ sentence2; it has id, sent"),
+        ("single", [{"question": "w1", "sentence3": "w2"}], {}, "no text column sentence1 or sentence; it"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            found(model, others, **texts)
+
+
 def test_rows_are_read_some_at_a_time(tmp_path):
     for suffix in (".csv", ".jsonl", ".parquet"):
         path = written(tmp_path / f"in{suffix}", sentences(50))
@@ -294,6 +333,16 @@ def test_an_exported_onnx_file_predicts_as_its_model_does(tmp_path, tiny, word_t
     assert found[1] == found[2]
 
     told = json.loads((exported / "onnx.json").read_text())
+    onnx.write_beside(
+        exported, torch_model, word_tokenizer, max_length=64, inputs=tuple(inputs), texts=("sentence2", "sentence1")
+    )
+    texts = TaskConfig(name="toy", metric="accuracy", text="sentence2", text_pair="sentence1")
+    for model, task in ((exported, TASK), (tmp_path / "torch", texts)):
+        predict_file(model, source, tmp_path / "out.jsonl", task=task, runtime=FP32)
+        found.append([row["probability_LABEL_1"] for row in read(tmp_path / "out.jsonl")])
+    np.testing.assert_allclose(found[3], found[4], atol=1e-4)
+    assert found[3] != found[1]
+
     for change, message in (
         ({"id2label": {**told["id2label"], "2": "x"}}, "it has 3 labels"),
         ({"id2label": {"0": "x"}}, "it has 1 labels"),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from autodisc import api
+from autodisc import api, tagging
 from autodisc.cli import main
 from autodisc.comparison.config import make_comparison
 from autodisc.comparison.running import run
@@ -143,7 +143,11 @@ def test_a_file_gets_a_tag_for_every_word(tagged, tmp_path, suffix):
     assert (evaluated["floor"], evaluated["examples"]) == (expected["floor"], 50)
 
 
-def test_words_beyond_the_models_length_are_tagged_as_none(tagged, tmp_path):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_words_beyond_the_models_length_are_tagged_as_none(tagged, tmp_path, side, monkeypatch):
+    opened = load_tokenizer(tagged / "teacher")
+    opened.truncation_side = side
+    monkeypatch.setattr(tagging, "load_tokenizer", lambda name: opened)
     (tmp_path / "in.jsonl").write_text(json.dumps({"tokens": "good w1 bad w42 w3 w4 w5 w6 good good"}) + "\n")
     task, runtime = TaskConfig(name="mine", max_length=8), RuntimeConfig(**RUNTIME)
     predict_file(tagged / "teacher", tmp_path / "in.jsonl", tmp_path / "out.jsonl", task=task, runtime=runtime)

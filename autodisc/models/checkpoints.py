@@ -62,10 +62,12 @@ FINE_TUNED: dict[Head, str] = {  # what a model with that head is called
     "causal": "causal language model",
     "image": "fine-tuned image classifier",
 }
-TRAINED_LENGTH = "trained_length"  # in a configuration: tokens that texts were cut to when autodisc trained it
+# In a configuration: tokens that texts were cut to when autodisc trained it, and the columns that it read them of.
+TRAINED_LENGTH, TRAINED_TEXTS = "trained_length", "trained_texts"
 # Of a configuration, what decides no answer: names, and how it was saved or is run.
 SAY_NOTHING = {
     TRAINED_LENGTH,
+    TRAINED_TEXTS,
     *("transformers_version", "dtype", "torch_dtype", "architectures", "auto_map", "autodisc", "quantization_config"),
     *("id2label", "label2id", "problem_type", "finetuning_task", "use_cache", "return_dict", "gradient_checkpointing"),
 }
@@ -249,6 +251,11 @@ def own_head(model: PreTrainedModel) -> Head:
 def trained_length(config: PretrainedConfig) -> int | None:
     """Tokens that a model was trained to read of a text; None where autodisc has not trained it."""
     return getattr(config, TRAINED_LENGTH, None)
+
+
+def trained_texts(config: PretrainedConfig) -> tuple[str, ...]:
+    """Columns of the one or two texts that a classifier was trained on; none where autodisc has not trained it."""
+    return tuple(getattr(config, TRAINED_TEXTS, None) or ())
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, path: Path) -> None:

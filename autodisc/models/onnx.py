@@ -29,7 +29,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from autodisc.errors import CheckpointError, ModelError, one_line
-from autodisc.models.checkpoints import own_head
+from autodisc.models.checkpoints import TRAINED_TEXTS, own_head
 from autodisc.models.written import INPUTS, Whole, Written, can_be_written, inputs_of
 
 MODEL, BESIDE = "model.onnx", "onnx.json"  # in an ONNX folder, with tokenizer.json
@@ -93,19 +93,27 @@ def export_onnx(
 
 
 def write_beside(
-    folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, max_length: int, inputs: Sequence[str]
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    inputs: Sequence[str],
+    texts: Sequence[str] = (),
 ) -> None:
     """tokenizer.json, which truncates and pads, and onnx.json: what a use without transformers needs."""
     backend = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
     if backend is None:
         raise ModelError("onnx: this tokenizer has no tokenizer.json; save it as a fast tokenizer first")
     longest = min(max_length, tokenizer.model_max_length)
-    backend.enable_truncation(longest, direction=tokenizer.truncation_side)
+    side = "right" if own_head(model) == "token" else tokenizer.truncation_side  # words are counted from the first
+    backend.enable_truncation(longest, direction=side)
     backend.enable_padding(pad_id=int(tokenizer.pad_token_id), pad_token=str(tokenizer.pad_token))
     names: Any = model.config.id2label
     values = {
         "inputs": [name for name in INPUTS if name in inputs],
         "max_length": longest,
+        TRAINED_TEXTS: list(texts),
         "head": own_head(model),
         "id2label": {str(i): names[i] for i in range(len(names))},
     }

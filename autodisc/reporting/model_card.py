@@ -18,6 +18,7 @@ import yaml
 
 from autodisc.config import flatten, make_config
 from autodisc.reporting import units
+from autodisc.reporting.provenance import positive_class
 from autodisc.reporting.tables import Table
 from autodisc.reporting.texts import markdown_table, md, replace_all
 
@@ -102,6 +103,7 @@ def render_card(values: Mapping[str, Any]) -> str:
             made=markdown_table(_made(values)),
             share=_share(values["models"].get("teacher", {}), model),
             at_floor=_at_floor(model),
+            positive=positive_class(task),
         )
     )
 

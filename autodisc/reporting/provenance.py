@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from autodisc.config import flatten
+from autodisc.config import BINARY, flatten
 from autodisc.reporting.records import Record
 
 _MACHINE = ("hardware", "cpus", "threads", "device", "precision")
@@ -24,6 +24,8 @@ def provenance(records: Sequence[Record]) -> tuple[tuple[str, str], ...]:
     task = records[0].values["task"]
     rows = [("record", f"{_name(record)}: {record.path.name}") for record in records]
     rows.append(("seed", _each(records, lambda values: values["seed"])))
+    if (positive := positive_class(task)) is not None:
+        rows.append(("positive class", positive))
     rows.append(("teacher", _each(records, lambda values: values["teacher"]["model"])))
     rows.append(("teacher fingerprint", _each(records, lambda values: values["teacher"]["fingerprint"])))
     for split, count in task["examples"].items():
@@ -66,6 +68,14 @@ def caveats(records: Sequence[Record]) -> tuple[str, ...]:
     if len({record.values["seed"] for record in compared}) == 1:
         found.append("One seed: a difference of a point needs several seeds before anything is concluded.")
     return tuple(found)
+
+
+def positive_class(task: Mapping[str, Any]) -> str | None:
+    """The name of the class that the task's F1 is of; none of another metric, or where the name says nothing."""
+    names: Sequence[str] = task.get("label_names") or ()
+    if task["metric"] not in BINARY or len(names) != 2 or names[1] == "1":
+        return None
+    return str(names[1])
 
 
 def _unlike(ours: Record, theirs: Record) -> list[tuple[str, Any, Any]]:

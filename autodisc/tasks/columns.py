@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from autodisc.config import TaskConfig
+from autodisc.config import BINARY, TaskConfig
 from autodisc.errors import ConfigError, DataError
 from autodisc.progress import Progress
-from autodisc.tasks.metrics import BINARY, GLUE, Metric
+from autodisc.tasks.metrics import GLUE, Metric
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,11 +31,18 @@ LARGEST = float(np.finfo(np.float32).max)
 AT_ONCE = 1000  # rows that are Python objects at a time
 
 
-def text_columns(config: TaskConfig, have: Sequence[str], where: str = "train") -> tuple[str, ...]:
-    """The one or two text columns: the options', else the GLUE task's, else GLUE's usual ones."""
+def text_columns(
+    config: TaskConfig, have: Sequence[str], where: str = "train", trained: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """The one or two text columns: the options', else the model's, else the GLUE task's, else GLUE's usual ones.
+
+    ``trained`` are those that the model was trained on, if that is known: then there are as many.
+    """
     usual: list[tuple[str, ...]] = [("sentence",), ("sentence1", "sentence2")]
     if config.name in GLUE:
         usual.insert(0, GLUE[config.name].columns)
+    if trained:
+        usual = [trained, *(names for names in usual if len(names) == len(trained))]
     found = next((names for names in usual if set(names) <= set(have)), None)
     if config.text is not None:
         found = (config.text,)
@@ -44,7 +51,14 @@ def text_columns(config: TaskConfig, have: Sequence[str], where: str = "train") 
         raise DataError(
             f"{where}: no text column {expected}; it has {', '.join(have)}; name yours with --text and --text-pair"
         )
-    return found if config.text_pair is None else (found[0], config.text_pair)
+    if config.text_pair is not None:
+        found = (found[0], config.text_pair)
+    if trained and len(found) != len(trained):
+        way_out = "leave --text-pair out" if len(trained) == 1 else "name both, with --text and --text-pair"
+        raise ConfigError(
+            f"--text: got {' + '.join(found)}; of each row the model was trained on {' + '.join(trained)}, so {way_out}"
+        )
+    return found
 
 
 def check_columns(have: Sequence[str], where: str, texts: Sequence[str], label: str | None) -> None:
@@ -117,6 +131,8 @@ class Labels:
                     " its classes are taken to be in the same order"
                 )
         check_positive(metric, labels.names or (), order, setting="task.metric", whose="labels have")
+        if labels.by_name and (own if known is None else order) is None:
+            tell_positive(metric, labels.names or (), progress, of_model=known is not None)
         return labels
 
     @classmethod
@@ -196,6 +212,20 @@ def check_positive(
             f"{setting}: {metric.name} is of the data set's class 1, {classes[order[1]]}, which the model has as class"
             f" {order[1]}; take accuracy, f1_macro or matthews, or a model with the data set's order"
         )
+
+
+def tell_positive(metric: Metric, names: Sequence[str], progress: Progress, *, of_model: bool) -> None:
+    """Which class a metric of class 1 is of, where labels are names: a model's class 1, else the second by name."""
+    if metric.name not in BINARY or tuple(names) == ("0", "1"):
+        return
+    progress.say(
+        f"{metric.name}: of class '{names[1]}', "
+        + (
+            "the model's class 1; where the other is meant, take f1_macro or matthews, or a model that has it as 1"
+            if of_model
+            else "the second; where the other is meant, write labels as 0 and 1, with 1 for it"
+        )
+    )
 
 
 def _bare(name: str) -> str:

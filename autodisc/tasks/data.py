@@ -3,7 +3,7 @@
 Rows are tokenised once for a content, a tokenizer and a length, without padding, and stay memory-mapped; texts and
 labels are read a thousand at a time. What is held of a sentence are its length, its label and where it lies: 50 bytes.
 Where test has no labels, a part of train is set aside by the hash of its text before anything else, so it is
-the same part for every seed and every limit.
+the same part for every seed and every limit; with rows of every class that train has two texts of.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Task:
     extra: Mapping[str, Split]
     pad_token_id: int
     held_out: str | None = None  # a digest of the final split's texts, where it was taken from train
+    texts: tuple[str, ...] = ()  # columns of the one or two texts of a row that has one label
 
     def split(self, name: str) -> Split:
         """A split by name; "final" is test, or the held-out part of train."""
@@ -74,9 +75,11 @@ def load_task(
     seed: int,
     cache_dir: Path,
     label_names: tuple[str, ...] | None = None,
+    texts: tuple[str, ...] = (),
     progress: Progress | None = None,
 ) -> Task:
-    """Read, check and tokenise a task; ``label_names`` are the teacher's classes in its order, if it has any.
+    """Read, check and tokenise a task; ``label_names`` are the teacher's classes in its order, if it has any, ``texts``
+    the columns that it was trained on, if that is known.
 
     ``seed`` draws the rows of ``config.limit_train`` and nothing else.
     """
@@ -87,14 +90,23 @@ def load_task(
     rows_of: type[Rows] = _ROWS[metric.kind]
     if "test" in raw and rows_of.unlabelled(raw["test"], config):
         del raw["test"]
-    made = rows_of(config, tokenizer, raw, metric=metric, known=label_names, cache_dir=cache_dir, progress=progress)
+    made = rows_of(
+        config,
+        tokenizer,
+        raw,
+        metric=metric,
+        known=label_names,
+        cache_dir=cache_dir,
+        progress=progress,
+        trained=texts,
+    )
     splits: dict[str, Split] = {}
-    final, final_name, texts = None, "test", None
+    final, final_name, digested = None, "test", None
     for name, rows in raw.items():
         if name == "train" and "test" not in raw:
             hashes = made.hashes(rows)
-            held_out = _held_out(hashes, config.held_out)
-            texts = digest([np.sort(hashes[held_out]).tobytes()])
+            held_out = _held_out(hashes, config.held_out, made.classes(rows))
+            digested = digest([np.sort(hashes[held_out]).tobytes()])
             splits[name], final = made.apart(rows, held_out)
             final_name = HELD_OUT
             progress.say(
@@ -118,7 +130,8 @@ def load_task(
         final_name=final_name,
         extra=splits,
         pad_token_id=pad,
-        held_out=texts,
+        held_out=digested,
+        texts=made.texts,
     )
 
 
@@ -195,10 +208,17 @@ def _padding(tokenizer: PreTrainedTokenizerBase, kind: Kind) -> int:
     return int(padding)
 
 
-def _held_out(hashes: np.ndarray, fraction: float) -> np.ndarray:
-    """The rows with the lowest hashes; equal texts stay together, so that no text is on both sides."""
+def _held_out(hashes: np.ndarray, fraction: float, classes: np.ndarray | None) -> np.ndarray:
+    """The rows with the lowest hashes, and where these leave one of the ``classes`` out, those of its own.
+
+    Equal texts stay together, so that no text is on both sides; a class of one text stays in train.
+    """
     threshold = np.sort(hashes)[math.ceil(fraction * len(hashes)) - 1]
     held_out = np.flatnonzero(hashes <= threshold)
+    if classes is not None:
+        of_classes = (np.unique(hashes[classes == c]) for c in np.setdiff1d(classes, classes[held_out]))
+        drawn = [own[: math.ceil(fraction * len(own))] for own in of_classes if len(own) > 1]
+        held_out = np.flatnonzero(np.isin(hashes, np.concatenate([hashes[held_out], *drawn])))
     if len(held_out) == len(hashes):
         raise DataError(
             f"train: its {len(hashes)} rows are too few or too alike to hold a part out; add a labelled test file"

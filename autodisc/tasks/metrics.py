@@ -23,7 +23,6 @@ from autodisc.errors import DivergedError
 from autodisc.tasks.sums import RESAMPLES, SUMS, draws
 
 CORRELATIONS: tuple[MetricName, ...] = ("pearson", "spearman", "pearson_spearman")
-BINARY = ("f1", "accuracy_f1")  # defined by a positive class, 1
 _PARTS: dict[str, tuple[MetricName, ...]] = {
     "accuracy_f1": ("accuracy", "f1"),
     "pearson_spearman": ("pearson", "spearman"),

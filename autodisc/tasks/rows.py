@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Rows(ABC):
-    """The rows of a task, checked: ``raw`` holds each split, ``known`` the teacher's classes in its order, if any."""
+    """The rows of a task, checked: ``raw`` holds each split, ``known`` the teacher's classes in its order, if any, and
+    ``trained`` the columns of the texts that it was trained on, if that is known."""
+
+    texts: tuple[str, ...] = ()  # the columns of the one or two texts, where a row of them has one label
 
     def __init__(
         self,
@@ -32,8 +35,9 @@ class Rows(ABC):
         known: tuple[str, ...] | None,
         cache_dir: Path,
         progress: Progress,
+        trained: tuple[str, ...] = (),
     ) -> None:
-        self.config, self.tokenizer, self.metric = config, tokenizer, metric
+        self.config, self.tokenizer, self.metric, self.trained = config, tokenizer, metric, trained
         self.cache_dir, self.progress = cache_dir, progress
         self.label_names = self.check(raw, known)
 
@@ -54,6 +58,10 @@ class Rows(ABC):
     @abstractmethod
     def hashes(self, rows: Dataset) -> np.ndarray:
         """(rows,) of the texts of train, the same wherever a row stands."""
+
+    def classes(self, rows: Dataset) -> np.ndarray | None:
+        """(rows,) of train: the class of each, where a row has one."""
+        return None
 
     @abstractmethod
     def split(self, rows: Dataset, name: str) -> Split:

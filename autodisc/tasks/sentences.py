@@ -10,7 +10,7 @@ import numpy as np
 from autodisc.config import TaskConfig
 from autodisc.progress import Progress
 from autodisc.tasks import columns
-from autodisc.tasks.metrics import BINARY, GLUE
+from autodisc.tasks.metrics import GLUE
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.splits import Split, make_split
 from autodisc.tasks.tokenising import encode_texts, features, tokenise
@@ -29,18 +29,22 @@ class Sentences(Rows):
         return columns.is_unlabelled(rows, config.label)
 
     def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        self.texts = columns.text_columns(self.config, raw["train"].column_names)
+        have = raw["train"].column_names
+        self.texts = columns.text_columns(self.config, have, trained=self.trained)
         for name, rows in raw.items():
             columns.check_columns(rows.column_names, name, self.texts, self.config.label)
+        self._tell_unread([name for name in have if name not in (*self.texts, self.config.label)])
         self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known, self.progress)
-        names = self.labels.names or ()
-        new = known is None and self.labels.by_name and self.config.name not in GLUE  # of a model to be fine-tuned
-        if new and self.metric.name in BINARY and names != ("0", "1"):
-            self.progress.say(
-                f"{self.metric.name}: of class '{names[1]}', the second; where the other is meant, write labels as 0"
-                " and 1, with 1 for it"
-            )
         return self.labels.names
+
+    def _tell_unread(self, names: Sequence[str]) -> None:
+        """Where the columns are only taken by their usual names."""
+        told = self.config.text is not None or self.config.name in GLUE or self.texts == self.trained
+        if names and not told:
+            self.progress.say(
+                f"texts: of column {' and '.join(self.texts)}, not of {', '.join(names[: columns.SHOWN])}; name others"
+                " with --text and --text-pair"
+            )
 
     @property
     def num_labels(self) -> int:
@@ -48,6 +52,9 @@ class Sentences(Rows):
 
     def hashes(self, rows: Dataset) -> np.ndarray:
         return columns.content_hashes(columns.read_texts(rows, "train", self.texts))
+
+    def classes(self, rows: Dataset) -> np.ndarray | None:
+        return None if self.labels.names is None else self.labels.read(rows, "train", self.config.label)
 
     def split(self, rows: Dataset, name: str) -> Split:
         labels = self.labels.read(rows, name, self.config.label)  # before the tokens: a bad label must not cost minutes

@@ -56,6 +56,7 @@ class Words(Rows):
         )
 
     def check(self, raw: Mapping[str, Dataset], known: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        cut_at_the_end(self.tokenizer)
         self.at: dict[str, tuple[str, str]] = {}
         for name, rows in raw.items():
             words, tags = columns_of(self.config, rows.column_names, name)
@@ -187,6 +188,11 @@ def begun_with_b(tags: Sequence[str]) -> list[str]:
         found.append(f"B-{tag[2:]}" if begins else tag)
         before = tag
     return found
+
+
+def cut_at_the_end(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make it truncate on the right, whatever it was saved with: words are counted from the first."""
+    tokenizer.truncation_side = "right"
 
 
 def encode_words(

@@ -167,3 +167,6 @@ def test_the_files_beside_it_tokenise_alike_without_transformers(tiny, word_toke
     assert beside["inputs"] == ["input_ids", "attention_mask"]
     assert beside["max_length"] == 8
     assert word_tokenizer(texts[1])["input_ids"] != expected["input_ids"][1]  # ours alone was changed
+    write_beside(tmp_path, tiny("bert", head="token"), word_tokenizer, max_length=8, inputs=("input_ids",))
+    of_words = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(texts[1])
+    assert of_words.tokens[1:-1] == texts[1].split()[:6]

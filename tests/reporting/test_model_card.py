@@ -186,6 +186,15 @@ def test_the_lines_that_load_a_model_do_so(
     assert Path("modeling_autodisc.py").is_file()
 
 
+def test_the_class_that_f1_is_of_is_named(values):
+    assert "F1 is of" not in render_card(values)
+    assert "F1 is of the class ham." in render_card(
+        {**values, "task": {**values["task"], "label_names": ["spam", "ham"]}}
+    )
+    other = {**values["task"], "label_names": ["spam", "ham"], "metric": "accuracy"}
+    assert "F1 is of" not in render_card({**values, "task": other})
+
+
 def test_figures_on_what_the_teacher_may_have_seen_are_said_to_be(values):
     said = "may have been trained on these texts"
     assert said not in render_card(values)

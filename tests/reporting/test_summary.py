@@ -196,6 +196,13 @@ def test_a_candidate_that_was_stopped_early_is_told_of_and_neither_ranked_nor_ca
     assert row[-1] == "stopped early: 0.700 on 640 examples"
 
 
+def test_the_class_that_f1_is_of_is_named(make, tmp_path):
+    named = make.search()
+    named["task"]["label_names"] = ["spam", "ham"]
+    assert ("positive class", "ham") in _one(make.write(tmp_path / "one", named)).provenance
+    assert "positive class" not in dict(_one(make.write(tmp_path / "two", make.search())).provenance)
+
+
 def test_a_final_split_that_the_teacher_may_have_seen_is_a_caveat(make, tmp_path):
     doubtful = make.search()
     doubtful["task"]["final_is_doubtful"] = True

@@ -51,6 +51,7 @@ def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Load:
         *,
         seed: int = 0,
         label_names: tuple[str, ...] | None = None,
+        texts: tuple[str, ...] = (),
         progress: Progress | None = None,
         **settings,
     ) -> Task:
@@ -61,6 +62,7 @@ def load(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Load:
             seed=seed,
             cache_dir=tmp_path / "cache",
             label_names=label_names,
+            texts=texts,
             progress=progress,
         )
 

@@ -164,9 +164,13 @@ def test_of_f1_the_class_is_named_where_names_alone_decide(write, load, make_lis
     listener = make_listener()
     load(metric="f1", progress=listener)
     assert listener.said[0].startswith("f1: of class 'legit', the second; where the other is meant, write labels as 0")
+    listener = make_listener()
+    load(metric="f1", progress=listener, label_names=("legit", "fraud"))  # an ordinary teacher's order, not the names'
+    assert listener.said[0].startswith("f1: of class 'fraud', the model's class 1; where the other is meant, take f1_m")
     write(train=rows(6), validation=rows(3, 20), test=rows(3, 30))
     listener = make_listener()
     load(metric="f1", progress=listener)
+    load(metric="f1", progress=listener, label_names=("legit", "fraud"))  # whose class 1 is the rows' 1
     assert listener.said == []
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from autodisc.config import TaskConfig
-from autodisc.errors import DataError
+from autodisc.errors import ConfigError, DataError
 from autodisc.tasks.data import HELD_OUT, load_task
 
 
@@ -81,6 +81,24 @@ def test_columns_of_other_names_are_named_by_options(write, load):
     assert load(text="b", label="c").train.rows["input_ids"][0] == [2, 5, 3]
 
 
+def test_columns_that_are_guessed_while_there_are_others_are_said(write, load, make_listener):
+    pairs = [{"id": i, "question": "w0", "sentence": "w1", "label": i} for i in (0, 1)]
+    write(train=pairs, validation=pairs, test=pairs)
+    both = ("question", "sentence")
+
+    def said(name: str = "mine", **settings) -> tuple[tuple[str, ...], list[str]]:
+        heard = make_listener()
+        return load(name, progress=heard, **settings).texts, heard.said
+
+    assert said() == (
+        ("sentence",),
+        ["texts: of column sentence, not of id, question; name others with --text and --text-pair"],
+    )
+    assert said(text="question", text_pair="sentence") == said("qnli") == said(texts=both) == (both, [])
+    with pytest.raises(ConfigError, match=r"--text: got sentence; of each row the model was trained on question \+"):
+        load(text="sentence", texts=both)
+
+
 def test_a_glue_name_brings_its_metric_and_classes(write, load):
     write(train=rows(10), validation=rows(5, 20))
     task = load("sst2", metric=None)
@@ -97,12 +115,12 @@ def test_a_regression_reads_numbers(write, load):
 
 @pytest.mark.parametrize("test", [None, -1, "absent"])
 def test_without_test_labels_a_part_of_train_is_held_out(write, load, test):
-    hidden = [row | {"label": test} for row in rows(9, 40)]
+    hidden = [row | {"label": test} for row in rows(9, 70)]
     if test == "absent":
         hidden = [{"sentence": row["sentence"]} for row in hidden]
-    write(train=rows(40), validation=rows(5, 50), test=hidden)
+    write(train=rows(60), validation=rows(5, 80), test=hidden)
     task = load()
-    assert (task.final_name, len(task.final), len(task.train)) == (HELD_OUT, 4, 36)
+    assert (task.final_name, len(task.final), len(task.train)) == (HELD_OUT, 6, 54)
     assert sentences(task.final).isdisjoint(sentences(task.train))
 
 
@@ -122,6 +140,19 @@ def test_equal_texts_are_held_out_together(write, load):
     task = load(held_out=0.2)
     assert len(task.final) % 3 == 0
     assert sentences(task.final).isdisjoint(sentences(task.train))
+
+
+def test_the_held_out_part_has_every_class_that_train_has_two_texts_of(write, load):
+    write(train=rows(60), validation=rows(9, 70))
+    plain = sentences(load(metric="pearson").final)
+    assert sentences(load().final) == plain
+    others = [i for i in range(60) if i not in {tokens[1] - 4 for tokens in plain}]
+    for rare, held_out in ((others[:2], 1), (others[:1], 0)):
+        write(train=[{**row, "label": int(i in rare)} for i, row in enumerate(rows(60))])
+        task = load()
+        assert plain <= sentences(task.final)
+        assert len(task.final) == len(plain) + held_out
+        assert (task.train.labels.sum(), task.final.labels.sum()) == (1, held_out)
 
 
 def test_train_that_cannot_spare_a_row_is_refused(write, load):

@@ -129,7 +129,7 @@ def test_an_unreachable_hub_is_refused_with_the_way_out(load, monkeypatch):
 def test_hub_splits_of_mnli_are_known_by_our_names(load, monkeypatch):
     def hub(path, name, *, cache_dir):
         assert (path, name) == ("nyu-mll/glue", "mnli")
-        pair = [{"premise": f"w{i}", "hypothesis": "w1", "label": i % 3, "idx": i} for i in range(30)]
+        pair = [{"premise": f"w{i}", "hypothesis": "w1", "label": i % 3, "idx": i} for i in range(60)]
         unlabelled = [row | {"label": -1} for row in pair]
         return {
             "train": datasets.Dataset.from_list(pair),
@@ -140,8 +140,8 @@ def test_hub_splits_of_mnli_are_known_by_our_names(load, monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", hub)
     task = load("mnli", data=None)
-    assert (len(task.train), len(task.validation), len(task.extra["validation_mismatched"])) == (27, 6, 5)
-    assert (len(task.final), task.final_name) == (3, HELD_OUT)
+    assert (len(task.train), len(task.validation), len(task.extra["validation_mismatched"])) == (54, 6, 5)
+    assert (len(task.final), task.final_name) == (6, HELD_OUT)
 
 
 def test_a_data_set_on_a_hub_is_known_by_its_owner_and_name(load, monkeypatch):

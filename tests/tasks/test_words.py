@@ -75,7 +75,9 @@ def test_the_first_token_of_a_word_has_its_tag_and_the_others_none(write, load_w
     assert load_words()[0].train.labelled == sum(map(len, SENTENCES))
 
 
-def test_words_beyond_the_length_are_said_and_missed(write, load_words):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_words_beyond_the_length_are_said_and_missed(write, load_words, pieces, side):
+    pieces.truncation_side = side  # of words the last are cut off, whatever a tokenizer does to texts
     write(".conll", train=conll(SENTENCES), validation=conll(SENTENCES), test=conll(SENTENCES))
     task, said = load_words(max_length=8)
     assert said == []
