@@ -249,7 +249,8 @@ class Workspace:
         return values["latency"]
 
     def _latencies(self, folders: dict[str, Path]) -> list[dict[str, Any]]:
-        """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``."""
+        """Median ms of a forward of the teacher and of saved models by its side, at ``CARD_SHAPES``, or as long as all
+        have positions for."""
         runtime = self.workshop.runtime
         models = {"teacher": self.teacher, **{role: load_model(folder) for role, folder in folders.items()}}
         for model in models.values():
@@ -259,7 +260,9 @@ class Workspace:
         rows = []
         words = min(getattr(model.config, "vocab_size", 0) for model in models.values()) or None
         with self.workshop.progress.stage("timing", None), keeps_no_graph(self.teacher), runtime.autocast():
-            for batch, length in CARD_SHAPES:
+            limits = [most for most in map(longest_input, models.values()) if most is not None]
+            for batch, longest in CARD_SHAPES:
+                length = min([longest, *limits])
                 inputs = random_inputs(self.teacher, batch, length, runtime.device, words=words)
                 works = {role: partial(_call, model, inputs) for role, model in models.items()}
                 timed = take_turns(works, turns=3, turn_s=0.2, settle=settle_on(runtime.device))

@@ -15,7 +15,7 @@ from autodisc import api, exporting, preparing
 from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, ConfigError, DataError, ModelError, StudyError
 from autodisc.finished import open_finished
-from autodisc.models.checkpoints import load_model, save_model
+from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
 from autodisc.reporting.records import read_records
 from autodisc.reporting.report import write_report
 from autodisc.workspace import open_workspace
@@ -559,6 +559,17 @@ def test_a_final_split_that_the_teacher_may_have_seen_is_said_so(config, furnish
     assert not open_workspace(shorter).made("distill", None)["task"]["final_is_doubtful"]  # the same texts
     other = config(task={"data": str(data), "held_out": 0.3}, teacher={"model": str(tmp_path / "teacher")})
     assert open_workspace(other).made("distill", None)["task"]["final_is_doubtful"]
+
+
+def test_the_latencies_of_models_with_few_positions_are_of_texts_that_fit(config, furnished, tmp_path):
+    teacher = load_model(furnished / "teacher")
+    embeddings = teacher.bert.embeddings
+    embeddings.position_embeddings = torch.nn.Embedding.from_pretrained(embeddings.position_embeddings.weight[:20])
+    teacher.config.max_position_embeddings = 20
+    save_model(teacher, load_tokenizer(furnished / "teacher"), tmp_path / "teacher")
+    short = config(teacher={"model": str(tmp_path / "teacher")}, task={"max_length": 16})
+    api.baseline(short, "direct", tmp_path / "out")
+    assert "batch 8, length 20" in (tmp_path / "out/baseline-direct/student/README.md").read_text()
 
 
 def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furnished, tmp_path, monkeypatch):

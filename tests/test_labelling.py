@@ -197,6 +197,21 @@ def test_a_regression_gets_its_value_alone(tmp_path, tiny, word_tokenizer):
     assert evaluated["metric"] == pytest.approx(METRICS["pearson"].score(values, np.arange(30) / 7), abs=1e-6)
 
 
+def test_a_regression_is_computed_in_fp32_unless_a_precision_is_asked_for(tmp_path, tiny, word_tokenizer, monkeypatch):
+    monkeypatch.setattr("autodisc.runtime._multiplies_bf16", lambda device: True)
+    save_model(tiny("bert", layers=1, num_labels=1), word_tokenizer, tmp_path / "m")
+    rows = [{**row, "label": i / 7} for i, row in enumerate(sentences(5))]
+    source, task = written(tmp_path / "in.jsonl", rows), TaskConfig(name="toy", metric="pearson")
+
+    def found(precision: str) -> tuple[list[float], float]:
+        runtime = RuntimeConfig(device="cpu", precision=precision, threads=1)
+        predict_file(tmp_path / "m", source, tmp_path / "out.jsonl", task=task, runtime=runtime)
+        metric = evaluate_file(tmp_path / "m", source, task=task, runtime=runtime)["metric"]
+        return [row["prediction"] for row in read(tmp_path / "out.jsonl")], metric
+
+    assert found("auto") == found("fp32") != found("bf16")
+
+
 @pytest.mark.parametrize("named", [True, False], ids=["names", "ids"])
 def test_a_file_is_evaluated_as_its_rows_are_as_a_split(model, logits_by_inference, tmp_path, named):
     rows = sentences(60)

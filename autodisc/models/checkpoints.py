@@ -231,11 +231,11 @@ def pad_alike(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Non
         model.config.pad_token_id = tokenizer.pad_token_id
 
 
-def unfilled(config: PretrainedConfig, head: Head) -> PreTrainedModel:
-    """A model in fp32 with a configuration's sizes, pruned or not, for weights to be loaded into."""
+def unfilled(config: PretrainedConfig, head: Head, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A model with a configuration's sizes, pruned or not, for weights to be loaded into."""
     make: Callable[[str, Head], type[PreTrainedModel]]
     make = pruned_class if getattr(config, "autodisc", None) is not None else plain_class
-    made: PreTrainedModel = make(config.model_type, head)._from_config(config, dtype=torch.float32)
+    made: PreTrainedModel = make(config.model_type, head)._from_config(config, dtype=dtype)
     return made
 
 

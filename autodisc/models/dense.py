@@ -40,8 +40,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     for name in ("autodisc", "auto_map"):
         if hasattr(config, name):
             delattr(config, name)
-    dense = unfilled(config, own_head(model))
-    dense.to(model.dtype)  # type: ignore[arg-type]
+    dense = unfilled(config, own_head(model), dtype=model.dtype)
     placed = set()
     for block, full, heads, neurons in zip(own, blocks(dense), kept.heads, kept.neurons, strict=True):
         for part, whole, units in zip(block.sublayers, full.sublayers, (heads, neurons), strict=True):

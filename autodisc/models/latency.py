@@ -177,7 +177,12 @@ def shaped(model: PreTrainedModel, heads: Sequence[int], neurons: Sequence[int])
 
 
 def longest_input(model: PreTrainedModel) -> int | None:
-    """Tokens that a model has positions for; those of roberta count from behind the padding's."""
+    """Tokens that a model has positions for; those of roberta count from behind the padding's.
+
+    None where they have no end: t5's and deberta's, unless it has absolute ones too, are distances, the far ones alike.
+    """
+    if not getattr(model.config, "position_biased_input", True):
+        return None
     positions: int | None = getattr(model.config, "max_position_embeddings", None)
     for name, module in model.base_model.named_modules():
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:

@@ -46,6 +46,7 @@ class _Parcel:
     config: PretrainedConfig
     head: Head
     weights: dict[str, torch.Tensor]
+    dtype: torch.dtype
     device: torch.device
 
 
@@ -53,7 +54,7 @@ def packed(value: Any) -> Any:
     """A model, or what holds one, as it can be sent."""
     if isinstance(value, PreTrainedModel):
         weights = {k: v.cpu() for k, v in value.state_dict().items()}
-        return _Parcel(value.config, own_head(value), weights, value.device)
+        return _Parcel(value.config, own_head(value), weights, value.dtype, value.device)
     if isinstance(value, Distilled):
         return replace(value, model=packed(value.model))
     return value
@@ -62,7 +63,7 @@ def packed(value: Any) -> Any:
 def opened(value: Any) -> Any:
     """What was ``packed``, with a model of its own."""
     if isinstance(value, _Parcel):
-        model = unfilled(value.config, value.head)
+        model = unfilled(value.config, value.head, dtype=value.dtype)
         model.load_state_dict(value.weights)
         return model.eval().to(placed(value.device))
     if isinstance(value, Distilled):

@@ -6,6 +6,12 @@
 So every token but the stream's first is predicted, once, a block's last from what stands in it; only the last block may
 be shorter, and nothing else is padded. A text file's documents are parted by blank lines; a column has one a row.
 
+Where the tokenizer begins texts with a token (BOS), every block begins with it, and predicts what stands in it alone:
+
+    block i = BOS, stream[i·(T − 1) : (i + 1)·(T − 1)],  its labels = the same of the stream, none at the last token
+
+gemma, which was trained on nothing else, is at a loss without it.
+
 The floor is what the unigram distribution of the training tokens (of a file alone: its own), add-one smoothed over V,
 says of each token.
 """
@@ -28,6 +34,7 @@ from autodisc.tasks.tokenising import Columns, tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
 
 TEXTS = ("text", "sentence")  # columns by their usual names
 
@@ -101,7 +108,7 @@ class Blocks(Rows):
 
         if self.unigram_nll is None:
             self.unigram_nll = unigram_nll(documents, self.num_labels)
-        blocks, labels = pack(documents, self.longest)
+        blocks, labels = pack(documents, self.longest, begin=beginning(self.tokenizer))
         if not blocks:
             raise DataError(f"{name}: one token is all it has; expected text to predict")
         feature = datasets.List(datasets.Value("int32"))
@@ -116,9 +123,24 @@ def _lists(chunk: object) -> Iterator[np.ndarray]:
     return (values[start:end] for start, end in itertools.pairwise(offsets.tolist()))
 
 
-def pack(documents: list[np.ndarray], length: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Blocks of ``length`` tokens and their labels; the last may be shorter, and its last token without a label."""
+def beginning(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token that a tokenizer begins every text with, where there is one."""
+    bos: int | None = tokenizer.bos_token_id
+    return bos if tokenizer("x")["input_ids"][:1] == [bos] else None
+
+
+def pack(
+    documents: list[np.ndarray], length: int, *, begin: int | None = None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Blocks of ``length`` tokens, of which the first is ``begin``, and their labels; the last may be shorter.
+
+    The last token of the stream has no label, nor, after ``begin``, that of any block.
+    """
     stream = np.concatenate(documents)
+    if begin is not None:
+        parts = [stream[i : i + length - 1] for i in range(0, len(stream), length - 1)]
+        first, none = np.array([begin], stream.dtype), np.array([IGNORED], stream.dtype)
+        return [np.concatenate([first, own]) for own in parts], [np.concatenate([own, none]) for own in parts]
     starts = range(0, len(stream) - 1, length)  # a block of the last token alone would predict nothing
     labels = np.append(stream[1:], np.int32(IGNORED))
     return [stream[i : i + length] for i in starts], [labels[i : i + length] for i in starts]

@@ -123,6 +123,18 @@ def test_a_half_precision_file_is_loaded_as_fp32(tiny, random_ranking, tmp_path)
     assert {p.dtype for p in load(tmp_path / "half").parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_model_in_half_precision_that_was_sent_is_the_same_one(tiny, tmp_path, family):
+    """The outputs that are kept of it are found by its identity."""
+    save_model(tiny(family), None, tmp_path / "teacher")
+    model = load_model(tmp_path / "teacher", dtype=torch.bfloat16)
+    found = opened(pickle.loads(pickle.dumps(packed(model))))
+    assert identity(found) == identity(model)
+    ids = torch.full((1, 5), 7)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(found(ids).logits, model(ids).logits)
+
+
 @pytest.mark.parametrize("left", [-1000, 0], ids=["truncated", "empty"])
 def test_a_truncated_file_is_refused(saved, left):
     path = saved / "model.safetensors"

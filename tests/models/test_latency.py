@@ -25,7 +25,7 @@ from autodisc.pruning.surgery import keep
 
 TABLE = LatencyTable(1, 16, base_ms=2.0, heads=((0, 0.0), (1, 1.0), (4, 2.5)), neurons=((0, 0.0), (8, 0.5), (32, 3.5)))
 
-STANDARD = ("bert", "distilbert", "electra", "roberta")  # absolute positions end
+ABSOLUTE = ("bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert", "mpnet", "gpt2")  # positions end
 
 
 def test_a_prediction_is_the_sum_of_base_and_layers():
@@ -128,13 +128,20 @@ def test_a_table_of_a_pruned_model_is_refused(tiny, make_runtime):
         latency_table(model, batch=1, length=4, runtime=make_runtime())
 
 
-@pytest.mark.parametrize("family", STANDARD)
+@pytest.mark.parametrize("family", ABSOLUTE)
 def test_the_longest_input_is_the_longest_that_runs(tiny, family):
     model = tiny(family)
     longest = longest_input(model)
     model(torch.full((1, longest), 7))
     with pytest.raises((IndexError, RuntimeError)):
         model(torch.full((1, longest + 1), 7))
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "deberta-v2, own keys", "t5"])
+def test_where_positions_are_distances_no_input_is_too_long(tiny, family):
+    model = tiny(family, layers=1)
+    assert longest_input(model) is None
+    assert model(torch.full((1, 150), 7)).logits.isfinite().all()
 
 
 def test_a_table_of_texts_that_are_too_long_is_refused(tiny, make_runtime):

@@ -54,6 +54,22 @@ def test_packing_loses_no_token_and_predicts_each_but_the_first_once(write, load
     assert (task.kind, task.metric.name, task.num_labels) == ("causal-lm", "bits_saved", 104)
 
 
+def test_where_the_tokenizer_begins_texts_with_a_token_every_block_begins_with_it(write, load_text, tokenizer):
+    write(".txt", train=text(9, 10), validation=text(2), test=text(2))
+    plain = load_text()
+    tokenizer.bos_token = "[CLS]"  # which its template puts before a text
+    task = load_text()
+    rows = [(row["input_ids"], row["labels"]) for row in task.train.rows]
+    assert all(ids == [2, *labels[:-1]] and labels[-1] == IGNORED for ids, labels in rows)
+    assert [len(ids) for ids, _ in rows] == [8, 8, 8]
+    words = [*range(4, 13), EOS, *range(13, 23), EOS]
+    assert [token for _, labels in rows for token in labels[:-1]] == words
+    assert task.train.labelled == len(words)
+    assert task.train.fingerprint != plain.train.fingerprint
+    tokenizer.bos_token = "[UNK]"  # a token that it has, and does not use
+    assert load_text().train.fingerprint == plain.train.fingerprint
+
+
 def test_a_batch_has_the_next_token_as_the_label_of_each(write, load_text):
     write(".txt", train=text(5, 10), validation=text(2), test=text(2))
     task = load_text()
