@@ -26,6 +26,7 @@ from autodisc.models.checkpoints import (
     FINE_TUNED,
     TRAINED_LENGTH,
     TRAINED_TEXTS,
+    check_family,
     fingerprint,
     load_model,
     load_model_config,
@@ -287,8 +288,10 @@ def open_workspace(config: StudyConfig, *, progress: Progress | None = None, fin
     name = config.teacher.model
     head = HEADS[find_kind(config.task)]
     with ledger.stage(SET_UP), progress.stage(SET_UP, None):
-        tokenizer = load_tokenizer(name, words=finetune and head == "token")
         labels = None if finetune else _known(config, head)
+        for each in filter(None, (name, config.student_model)):
+            check_family(each, load_model_config(each), head)
+        tokenizer = load_tokenizer(name, words=finetune and head == "token")
         task = load_task(
             config.task,
             tokenizer,

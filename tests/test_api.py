@@ -376,6 +376,21 @@ def test_a_teacher_of_another_task_is_refused_before_anything_is_written(config,
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("family", "message"), [("opt", r"^model: family 'opt' has no layout"), ("vit", "a vit model has no sequence head")]
+)
+def test_an_unsupported_family_is_refused_before_the_data_is_read(config, tmp_path, family, message, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text(json.dumps({"model_type": family}))
+    monkeypatch.setattr("autodisc.workspace.load_task", lambda *args, **named: pytest.fail("the data is read"))
+    model = str(tmp_path / "model")
+    teacher = config(teacher={"model": model, "finetune": {"epochs": 1, "batch_size": 32, "lr": 3e-3}})
+    student = config(student_sparsity=None, student_model=model)
+    for call, given in ((api.finetune, teacher), (api.search, teacher), (api.search, student)):
+        with pytest.raises(ModelError, match=message):
+            call(given, tmp_path / "out")
+
+
 def test_a_folder_that_holds_a_model_is_not_fine_tuned_into(config, furnished):
     with pytest.raises(StudyError, match="holds something already") as caught:
         api.finetune(config(teacher={"model": str(furnished / "teacher")}), furnished / "encoder")

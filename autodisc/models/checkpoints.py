@@ -107,8 +107,7 @@ def load_model(
     found = head_of(config) or ("causal" if of_gguf else heads[0])
     if head is None:  # a language model that is to be fine-tuned for labels becomes a classifier
         head = heads[0] if found == "causal" and num_labels is not None else found
-    if head not in heads:
-        raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
+    check_family(name, config, head)
     if head == "sequence" and num_labels is None:
         refuse_many_labels(name, config)
     outputs = config.num_labels
@@ -167,6 +166,13 @@ def load_model(
     if device_map is not None:
         opened = settle(opened, home or torch.device("cpu"))
     return opened.eval()
+
+
+def check_family(name: str | Path, config: PretrainedConfig, head: Head) -> None:
+    """Raise ModelError for a family that has no layout, or none with that head."""
+    heads = layout_of(config).heads
+    if head not in heads:
+        raise ModelError(f"{name}: a {config.model_type} model has no {head} head here; it has {', '.join(heads)}")
 
 
 def refuse_many_labels(name: str | Path, config: PretrainedConfig) -> None:
