@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
-from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
+from autodisc.config import FREE, FREE_IN_BASELINE, FREE_IN_FINETUNING, JOURNAL, FinetuneConfig, StudyConfig
 from autodisc.costs import save_ledger, take_paid
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.launching import check_launched, check_shared, on_each_process
@@ -24,9 +24,6 @@ from autodisc.files import is_free
 from autodisc.finished import RANKING, open_finished, storage_of
 from autodisc.models.checkpoints import load, load_model_config, save_model
 from autodisc.preparing import (
-    FREE,
-    FREE_IN_BASELINE,
-    FREE_IN_FINETUNING,
     check_varied,
     keep_ranking,
     made_of,

@@ -14,7 +14,8 @@ import numpy as np
 
 from autodisc.config import (
     CONFIG,
-    OF_SEARCHES,
+    FREE,
+    FREE_IN_BASELINE,
     DistillationConfig,
     SearchConfig,
     StudyConfig,
@@ -41,26 +42,7 @@ from autodisc.tasks.drawing import draw_part, least_rows
 from autodisc.tasks.splits import Split
 from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
 
-# Settings that may change between calls.
-FREE = (
-    "baseline",
-    "cache",
-    "reporting",
-    "runtime.threads",
-    "runtime.checkpoint_minutes",
-    "runtime.trackers",
-    "search.storage",
-    "search.jobs",
-    "search.backend",
-    "search.heartbeat_s",
-    "search.retries",
-)
-FREE_IN_BASELINE = (*FREE, *OF_SEARCHES)
-
 TEACHER_SETTINGS = "teacher settings"
-
-# A teacher is made before anything of this is known.
-FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_model", "search", "distillation")
 
 
 def made_of(space: Workspace) -> dict[str, Any]:

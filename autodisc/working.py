@@ -16,13 +16,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, make_config
+from autodisc.config import CONFIG, FREE, StudyConfig, make_config
 from autodisc.costs import Ledger, resume_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.errors import StudyError
 from autodisc.finished import RANKING
 from autodisc.preparing import (
-    FREE,
     keep_ranking,
     made_of,
     opened,
