@@ -23,6 +23,7 @@ from autodisc.config import (
     flatten,
     read_config,
     scored_examples,
+    upgraded,
 )
 from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.errors import DataError
@@ -65,8 +66,8 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
 def told_before(space: Workspace) -> dict[str, Any]:
     """What a study of before some setting came had of it: its trials were scored on all rows."""
     whole = len(scored_rows(space)) == len(space.task.validation)
-    examples = space.config.search.examples if whole else "all"
-    return {**_default_settings(), "search.examples": examples, TEACHER_SETTINGS: settings_digest(space.teacher)}
+    had = {**_default_settings(), **flatten(upgraded({})), TEACHER_SETTINGS: settings_digest(space.teacher)}
+    return {**had, "search.examples": space.config.search.examples} if whole else had
 
 
 def _default_settings() -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, FREE, StudyConfig, make_config
+from autodisc.config import CONFIG, FREE, StudyConfig, make_config, upgraded
 from autodisc.costs import Ledger, resume_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.errors import StudyError
@@ -132,7 +132,7 @@ def merge_ledgers(ledger: Ledger, out: Path) -> None:
 
 
 def _config(values: dict[str, Any], storage: str, overrides: Mapping[str, Any]) -> StudyConfig:
-    values = {**values, "search": {"examples": "all", **values["search"]}}  # as it was before that could be said
+    values = upgraded(values)
     for key, value in {**overrides, "search.storage": storage}.items():
         section, _, name = key.partition(".")
         values = {**values, section: {**values[section], name: value}}

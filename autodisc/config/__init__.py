@@ -32,6 +32,7 @@ from autodisc.config.reading import (
     make_config,
     read_config,
     read_yaml,
+    upgraded,
     write_config,
 )
 from autodisc.config.searching import (
@@ -109,5 +110,6 @@ __all__ = [
     "read_config",
     "read_yaml",
     "scored_examples",
+    "upgraded",
     "write_config",
 ]

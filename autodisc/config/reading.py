@@ -63,6 +63,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings of before `search.examples` came, with what they had of it: trials were scored on all rows."""
+    return {**values, "search": {"examples": "all", **values.get("search", {})}}
+
+
 def write_config(config: StudyConfig, path: Path) -> None:
     write_text(path, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
 
