@@ -31,6 +31,7 @@ from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_o
 from autodisc.leases import once
 from autodisc.models.checkpoints import save_model, settings_digest
 from autodisc.pruning.candidates import Ranking, envelope
+from autodisc.pruning.ranking_files import RANKING_PAID, read_ranking, write_ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.resuming import TOKEN, Place
 from autodisc.search.evaluation import Opened
@@ -41,7 +42,7 @@ from autodisc.search.students import fingerprint, known_student, run_students, s
 from autodisc.tasks.data import Task
 from autodisc.tasks.drawing import draw_part, least_rows
 from autodisc.tasks.splits import Split
-from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
+from autodisc.workspace import Workspace
 
 TEACHER_SETTINGS = "teacher settings"
 

@@ -40,14 +40,16 @@ from autodisc.models.checkpoints import load
 from autodisc.models.inference import evaluation_batch, forward, forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
+from autodisc.opening import open_workspace
 from autodisc.preparing import scored, scored_rows
+from autodisc.pruning.ranking_files import read_ranking
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import let_go
 from autodisc.tasks.batches import batches
 from autodisc.tasks.splits import Split
-from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
+from autodisc.workspace import Workspace, describe_task
 
 FINAL = "final evaluation"
 Arrays = tuple[np.ndarray, np.ndarray]  # predictions (N,), of a search (K, N), and labels (N,)
