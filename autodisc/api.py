@@ -14,19 +14,18 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from autodisc import rehearsal
-from autodisc.config import JOURNAL, FinetuneConfig, StudyConfig
+from autodisc.cards import write_cards
+from autodisc.config import FREE, FREE_IN_BASELINE, FREE_IN_FINETUNING, JOURNAL, FinetuneConfig, StudyConfig
 from autodisc.costs import save_ledger, take_paid
 from autodisc.distillation.finetuning import finetune_classifier
 from autodisc.distillation.launching import check_launched, check_shared, on_each_process
 from autodisc.distillation.schedule import Distilled, distill_sandwich
 from autodisc.errors import StudyError
-from autodisc.files import is_free
+from autodisc.files import disk_errors, is_free, refuse_here
 from autodisc.finished import RANKING, Finished, open_finished, storage_of
 from autodisc.models.checkpoints import load, load_model_config, save_model
+from autodisc.opening import as_trained, open_workspace
 from autodisc.preparing import (
-    FREE,
-    FREE_IN_BASELINE,
-    FREE_IN_FINETUNING,
     check_varied,
     keep_ranking,
     made_of,
@@ -42,6 +41,7 @@ from autodisc.preparing import (
 )
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate, chain_from
+from autodisc.pruning.ranking_files import read_ranking
 from autodisc.reporting.records import Record
 from autodisc.resuming import LEDGER, Place, clear_records, located, made, unfinished_teacher
 from autodisc.search.assistants import run_study, search_result
@@ -54,17 +54,7 @@ from autodisc.tasks.answers import differing
 from autodisc.tasks.metrics import decode
 from autodisc.urls import public
 from autodisc.working import is_shared, merge_ledgers, portable, take_trials
-from autodisc.workspace import (
-    SET_UP,
-    TEACHER_METRIC,
-    Workspace,
-    as_trained,
-    disk_errors,
-    open_workspace,
-    read_ranking,
-    refuse_here,
-    size,
-)
+from autodisc.workspace import SET_UP, TEACHER_METRIC, Workspace, size
 
 __all__ = ["baseline", "distill", "evaluate", "finetune", "load", "predict_search", "run", "search"]
 
@@ -241,7 +231,7 @@ def _distil(space: Workspace, finished: Finished, chosen: dict[str, Any], folder
     )
     result = _distilled_result(space, schedule.assistant, schedule.student, folder, finished.searched)
     result["between"] = [{**_point(d.candidate), "metric": d.metric} for d in schedule.between]
-    result["latency"] = space.write_cards("distill", "autodisc", _distilled_cards(result))
+    result["latency"] = write_cards(space, "distill", "autodisc", _distilled_cards(result))
     return result
 
 
@@ -264,7 +254,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
             place.claim(config, space)
             result = (_direct if strategy == "direct" else _maxidisc)(space, place.folder)
             if result["best"] is not None:
-                space.write_cards("baseline", strategy, _baseline_cards(space, result["best"]))
+                write_cards(space, "baseline", strategy, _baseline_cards(space, result["best"]))
             space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
 

@@ -28,12 +28,12 @@ from autodisc.models.inference import ForwardFlops, count_forward
 from autodisc.models.latency import TURNS, Work, longest_input, random_inputs, settle_on, shares, take_turns
 from autodisc.models.layouts import blocks, encoder_parameters
 from autodisc.models.runners import KINDS, Absent, Runner, runners
+from autodisc.opening import cache_folder, label_names
 from autodisc.progress import Progress, Silent
 from autodisc.reporting.records import environment
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import load_task
-from autodisc.workspace import cache_folder, label_names
 
 REAL = "real"  # the lengths of the task's validation
 BATCHES, LENGTHS = (1, 8, 32), (16, 64, 128)

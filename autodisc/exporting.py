@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from autodisc.cards import write_cards
 from autodisc.config import BATCH, LENGTH, BudgetConfig, StudyConfig
 from autodisc.errors import ConfigError, StudyError
-from autodisc.files import is_free
+from autodisc.files import disk_errors, is_free, refuse_here
 from autodisc.finished import Finished, open_finished
 from autodisc.models.checkpoints import load, load_model, load_model_config, load_tokenizer, save_model
 from autodisc.models.dense import to_dense
@@ -33,6 +34,7 @@ from autodisc.models.latency import is_whole
 from autodisc.models.onnx import MODEL, OnnxModel, export_onnx, quantize_int8, require_onnx, write_beside
 from autodisc.models.reading import read
 from autodisc.models.spreading import is_spread
+from autodisc.opening import as_trained, open_workspace
 from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate, candidate
 from autodisc.reporting.model_card import CARD
@@ -41,7 +43,7 @@ from autodisc.search.students import uses_of
 from autodisc.search.tradeoff import Score
 from autodisc.tasks.batches import batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, as_trained, disk_errors, open_workspace, refuse_here, size
+from autodisc.workspace import Workspace, size
 
 Format = Literal["autodisc", "dense", "onnx"]
 INT8 = "model.int8.onnx"
@@ -283,7 +285,7 @@ def _write_card(folder: Path, result: dict[str, Any], space: Workspace | None, c
         student = {"path": folder, "validation_metric": result["metric"], **{name: result[name] for name in names}}
         sizes = {name: value for name, value in result["teacher"].items() if name != "metric"}
         models = {"teacher": {**sizes, "validation_metric": result["teacher"]["metric"]}, "student": student}
-        space.write_cards("export", result["source"], models)
+        write_cards(space, "export", result["source"], models)
 
 
 def _write_onnx(

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from autodisc.errors import AutodiscError, StudyError
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -72,6 +74,38 @@ def disk_error(error: BaseException) -> OSError | None:
             return cause
         cause = cause.__cause__ or cause.__context__
     return None
+
+
+def refuse_here(out: Path) -> None:
+    """Raise StudyError for the working folder: what is put in its place by a rename, nobody in it would see."""
+    if out.resolve() == Path.cwd():
+        raise StudyError(f"{out}: is the folder that you are in, which a new one would replace; give --out another")
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """A full or read-only disk becomes one line that names the folder, before there is anything to lose if it can."""
+    try:
+        check_writable(folder)
+        yield
+    except AutodiscError:
+        raise
+    except Exception as error:
+        found = _kept_from_writing(error)
+        if found is None:
+            raise
+        written = found.filename2 or found.filename or folder  # of a copy or a rename the second one
+        raise AutodiscError(
+            f"{written}: cannot be written ({found.strerror or found}); what was finished is kept, "
+            "free some space or give another folder, and run the same command again"
+        ) from error
+
+
+def _kept_from_writing(error: BaseException) -> OSError | None:
+    """What the disk or its rights said, also where another error came of it: Optuna's journal then speaks of a lock."""
+    if isinstance(error, OSError):
+        return None if isinstance(error, (FileNotFoundError, ConnectionError, TimeoutError)) else error
+    return disk_error(error)
 
 
 def as_os_error(error: Exception, path: Path) -> OSError:

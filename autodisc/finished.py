@@ -21,14 +21,16 @@ from transformers import PreTrainedModel
 from autodisc.config import CONFIG, JOURNAL, StudyConfig, differences, read_config, read_yaml
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import load, settings_digest
+from autodisc.opening import open_workspace
 from autodisc.progress import Progress
 from autodisc.pruning.candidates import Candidate
+from autodisc.pruning.ranking_files import read_ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import Record, latest, read_records
 from autodisc.resuming import Place, located
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Cuts, Slices
-from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
+from autodisc.workspace import Workspace, describe_task
 
 SUPERNET, RANKING = "supernet", "ranking.json"
 

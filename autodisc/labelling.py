@@ -32,6 +32,7 @@ from autodisc.models.checkpoints import (
 from autodisc.models.inference import EVALUATION_BATCH, forward
 from autodisc.models.modeling_autodisc import CONFIG, head_of
 from autodisc.models.onnx import BESIDE, MODEL, OnnxModel
+from autodisc.opening import label_names
 from autodisc.progress import Progress, Silent
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tagging import evaluate_tokens, fitting_length, tag_file
@@ -44,7 +45,6 @@ from autodisc.tasks.metrics import GLUE, Metric, decode
 from autodisc.tasks.sentences import filling, tell_cut, tokenised
 from autodisc.tasks.splits import Split
 from autodisc.tasks.surveys import surveyed
-from autodisc.workspace import label_names
 
 PREDICTION, PROBABILITY = "prediction", "probability_"
 DISTINCT = 10_000  # labels of a file that are looked at before the model; a column of texts has as many as rows

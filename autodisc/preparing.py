@@ -14,7 +14,8 @@ import numpy as np
 
 from autodisc.config import (
     CONFIG,
-    OF_SEARCHES,
+    FREE,
+    FREE_IN_BASELINE,
     DistillationConfig,
     SearchConfig,
     StudyConfig,
@@ -22,6 +23,7 @@ from autodisc.config import (
     flatten,
     read_config,
     scored_examples,
+    upgraded,
 )
 from autodisc.distillation.schedule import recover, recovery_steps
 from autodisc.errors import DataError
@@ -29,6 +31,7 @@ from autodisc.finished import RANKING, SUPERNET, has_supernet, scorer, storage_o
 from autodisc.leases import once
 from autodisc.models.checkpoints import save_model, settings_digest
 from autodisc.pruning.candidates import Ranking, envelope
+from autodisc.pruning.ranking_files import RANKING_PAID, read_ranking, write_ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.resuming import TOKEN, Place
 from autodisc.search.evaluation import Opened
@@ -39,28 +42,9 @@ from autodisc.search.students import fingerprint, known_student, run_students, s
 from autodisc.tasks.data import Task
 from autodisc.tasks.drawing import draw_part, least_rows
 from autodisc.tasks.splits import Split
-from autodisc.workspace import RANKING_PAID, Workspace, read_ranking, write_ranking
-
-# Settings that may change between calls.
-FREE = (
-    "baseline",
-    "cache",
-    "reporting",
-    "runtime.threads",
-    "runtime.checkpoint_minutes",
-    "runtime.trackers",
-    "search.storage",
-    "search.jobs",
-    "search.backend",
-    "search.heartbeat_s",
-    "search.retries",
-)
-FREE_IN_BASELINE = (*FREE, *OF_SEARCHES)
+from autodisc.workspace import Workspace
 
 TEACHER_SETTINGS = "teacher settings"
-
-# A teacher is made before anything of this is known.
-FREE_IN_FINETUNING = (*FREE, "name", "student_sparsity", "budget", "student_model", "search", "distillation")
 
 
 def made_of(space: Workspace) -> dict[str, Any]:
@@ -83,8 +67,8 @@ def search_settings(config: StudyConfig) -> dict[str, Any]:
 def told_before(space: Workspace) -> dict[str, Any]:
     """What a study of before some setting came had of it: its trials were scored on all rows."""
     whole = len(scored_rows(space)) == len(space.task.validation)
-    examples = space.config.search.examples if whole else "all"
-    return {**_default_settings(), "search.examples": examples, TEACHER_SETTINGS: settings_digest(space.teacher)}
+    had = {**_default_settings(), **flatten(upgraded({})), TEACHER_SETTINGS: settings_digest(space.teacher)}
+    return {**had, "search.examples": space.config.search.examples} if whole else had
 
 
 def _default_settings() -> dict[str, Any]:

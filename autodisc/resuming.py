@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, differences, make_config, read_yaml, write_config
+from autodisc.config import CONFIG, StudyConfig, differences, make_config, read_yaml, upgraded, write_config
 from autodisc.costs import resume_ledger, save_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
@@ -225,8 +225,8 @@ def refuse_another(config: StudyConfig, folder: Path, free: tuple[str, ...]) -> 
     path = folder / CONFIG
     if path.exists():
         values = read_yaml(path)
-        if config.search.examples == "all":  # as trials were scored before that could be said
-            values.get("search", {}).setdefault("examples", "all")
+        if config.search.examples == "all":  # else the storage says whether those are the same rows
+            values = upgraded(values)
         _refuse(folder, "study", differences(make_config(values, source=str(path)), config, ignore=free))
 
 

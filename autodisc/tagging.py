@@ -24,6 +24,7 @@ from autodisc.models.checkpoints import FINE_TUNED, load_model, load_model_confi
 from autodisc.models.inference import evaluation_batch, forward, predict
 from autodisc.models.latency import longest_input
 from autodisc.models.modeling_autodisc import head_of
+from autodisc.opening import HEADS, as_trained, check_positions, label_names
 from autodisc.progress import Progress
 from autodisc.runtime import Runtime, make_runtime
 from autodisc.tasks import files, sources
@@ -38,7 +39,6 @@ from autodisc.tasks.sources import CONLL
 from autodisc.tasks.splits import IGNORED, Split
 from autodisc.tasks.surveys import Survey, surveyed
 from autodisc.tasks.words import OUTSIDE, as_words, columns_of, cut_at_the_end, tokenised_words
-from autodisc.workspace import HEADS, as_trained, check_positions, label_names
 
 PREDICTION = "prediction"
 

@@ -16,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from autodisc.config import CONFIG, StudyConfig, make_config
+from autodisc.config import CONFIG, FREE, StudyConfig, make_config, upgraded
 from autodisc.costs import Ledger, resume_ledger
 from autodisc.distillation.checkpointing import Keeping
 from autodisc.errors import StudyError
+from autodisc.files import disk_errors
 from autodisc.finished import RANKING
+from autodisc.opening import open_workspace
 from autodisc.preparing import (
-    FREE,
     keep_ranking,
     made_of,
     opened,
@@ -34,6 +35,7 @@ from autodisc.preparing import (
     with_student,
 )
 from autodisc.progress import Progress, Silent
+from autodisc.pruning.ranking_files import read_ranking
 from autodisc.resuming import UNFINISHED, Place, refuse_another
 from autodisc.search.assistants import join_study
 from autodisc.search.evaluation import Opened
@@ -41,7 +43,7 @@ from autodisc.search.patience import PATIENCE_S
 from autodisc.search.sharing import SharedStudy, published
 from autodisc.search.storage import completed, open_study
 from autodisc.search.watching import Watch
-from autodisc.workspace import Workspace, disk_errors, open_workspace, read_ranking
+from autodisc.workspace import Workspace
 
 WORKERS = "workers"
 # Where things lie on the machine of whoever searched, and how that computes: what a worker may have otherwise.
@@ -133,7 +135,7 @@ def merge_ledgers(ledger: Ledger, out: Path) -> None:
 
 
 def _config(values: dict[str, Any], storage: str, overrides: Mapping[str, Any]) -> StudyConfig:
-    values = {**values, "search": {"examples": "all", **values["search"]}}  # as it was before that could be said
+    values = upgraded(values)
     for key, value in {**overrides, "search.storage": storage}.items():
         section, _, name = key.partition(".")
         values = {**values, section: {**values[section], name: value}}

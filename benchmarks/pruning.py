@@ -18,12 +18,13 @@ from transformers import PreTrainedModel
 from autodisc.config import CacheConfig, ImportanceConfig, RuntimeConfig, StudyConfig, TaskConfig, TeacherConfig
 from autodisc.costs import Ledger
 from autodisc.models.inference import predict
+from autodisc.opening import open_workspace
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.importance import calibration, rank_units, rounds
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, open_workspace
+from autodisc.workspace import Workspace
 
 METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether the cut is refitted to the teacher
     ({"criterion": "first-order", "rounds": 1, "normalise": True}, False),  # the paper

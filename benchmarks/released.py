@@ -29,11 +29,12 @@ from transformers import PreTrainedModel
 from autodisc import api
 from autodisc.comparison.work import FINAL
 from autodisc.config import make_config
+from autodisc.opening import open_workspace
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.tasks.batches import batches, number_of_batches
 from autodisc.tasks.data import Split
-from autodisc.workspace import Workspace, open_workspace
+from autodisc.workspace import Workspace
 
 BATCH, LENGTH = 16, 128
 EVALUATIONS = 2  # an epoch

@@ -43,6 +43,7 @@ from autodisc.distillation.schedule import Workshop, distill_phase, recover
 from autodisc.distillation.teacher_cache import TeacherCache
 from autodisc.models.inference import predict
 from autodisc.models.layouts import base_shape
+from autodisc.opening import label_names, open_workspace
 from autodisc.pruning.candidates import Candidate, Ranking, candidate
 from autodisc.pruning.importance import estimate_importance
 from autodisc.pruning.supernet import Supernet, extract
@@ -53,7 +54,7 @@ from autodisc.tasks import columns, sources
 from autodisc.tasks.batches import Batch, batches, number_of_batches
 from autodisc.tasks.data import Split, Task, load_task
 from autodisc.tasks.metrics import METRICS
-from autodisc.workspace import Workspace, label_names, open_workspace
+from autodisc.workspace import Workspace
 
 RANDOM_LENGTH = 128
 

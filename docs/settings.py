@@ -21,7 +21,7 @@ HEAD = """# Settings
 
 Every setting of a study, by the name that it has in a YAML file, in `--set NAME=VALUE` and in `make_config`. There is
 no default for the teacher or the data: they are the experiment. This page is made by `docs/settings.py` from
-`autodisc/config.py`.
+`autodisc/config`.
 """
 SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 

@@ -16,9 +16,9 @@ from autodisc.config import StudyConfig
 from autodisc.errors import AutodiscError, ConfigError, DataError, ModelError, StudyError
 from autodisc.finished import open_finished
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.opening import open_workspace
 from autodisc.reporting.records import read_records
 from autodisc.reporting.report import write_report
-from autodisc.workspace import open_workspace
 
 
 @pytest.fixture

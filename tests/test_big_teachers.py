@@ -8,7 +8,7 @@ import torch
 from autodisc import api
 from autodisc.errors import ConfigError
 from autodisc.models.checkpoints import save_model
-from autodisc.workspace import open_workspace
+from autodisc.opening import open_workspace
 
 BF16 = {"dtype": "bf16"}
 

@@ -20,11 +20,12 @@ from autodisc.finished import open_finished
 from autodisc.models.checkpoints import load_model_config
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.modeling_autodisc import seal
+from autodisc.opening import open_workspace
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.supernet import extract
 from autodisc.reporting.records import read_records
 from autodisc.search import students
-from autodisc.workspace import Workspace, open_workspace
+from autodisc.workspace import Workspace
 
 BATCH = {"input_ids": torch.tensor([[2, 9, 4, 11, 3]]), "attention_mask": torch.ones(1, 5, dtype=torch.long)}
 

@@ -32,6 +32,8 @@ ORDER = (
     "search",
     "reporting",
     "workspace",
+    "opening",
+    "cards",
     "resuming",
     "benching",
     "finished",

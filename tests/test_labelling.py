@@ -20,11 +20,12 @@ from autodisc.errors import CheckpointError, ConfigError, DataError, ModelError
 from autodisc.labelling import evaluate_file, predict_file
 from autodisc.models import onnx
 from autodisc.models.checkpoints import load_model, load_tokenizer, save_model
+from autodisc.models.other_student import open_other_student
+from autodisc.opening import open_workspace
 from autodisc.reporting.texts import csv_text
 from autodisc.tasks import files
 from autodisc.tasks.data import Split, load_task
 from autodisc.tasks.metrics import METRICS
-from autodisc.workspace import _other_student, open_workspace
 
 FP32 = RuntimeConfig(device="cpu", precision="fp32", threads=1)
 TASK = TaskConfig(name="toy", metric="accuracy")
@@ -182,7 +183,7 @@ def test_a_pretrained_student_whose_config_names_no_padding_pads_as_its_tokenize
     student = tiny("llama", layers=1)
     student.config.pad_token_id = None
     save_model(student, word_tokenizer, tmp_path / "student")
-    other = _other_student(str(tmp_path / "student"), tiny("llama"), word_tokenizer, make_runtime())
+    other = open_other_student(str(tmp_path / "student"), tiny("llama"), word_tokenizer, make_runtime())
     assert other.model.config.pad_token_id == word_tokenizer.pad_token_id
 
 

@@ -247,8 +247,8 @@ def test_an_unfinished_search_of_before_trials_saw_a_part_goes_on_with_all_which
     del values["search"]["examples"]
     (out / "config.yaml").write_text(yaml.safe_dump(values))
     with monkeypatch.context() as patch:  # as where validation is large beside train
-        patch.setattr("autodisc.config.LEAST_SCORED", 30)
-        patch.setattr("autodisc.config.SCORED", 0.0)
+        patch.setattr("autodisc.config.searching.LEAST_SCORED", 30)
+        patch.setattr("autodisc.config.searching.SCORED", 0.0)
         with pytest.raises(StudyError, match=r"search\.examples: all -> None.*--set search\.examples=all") as caught:
             api.search(config(search={"sparsities": [0.25, 0.5]}), out)
         assert "\n" not in str(caught.value)

@@ -54,10 +54,9 @@ def bench(
     settings |= {"teacher.model": model[0], **request.settings}
     config = dataclasses.replace(request, settings=settings).config()
     from autodisc import benching
-    from autodisc.files import write_json
+    from autodisc.files import disk_errors, write_json
     from autodisc.reporting.records import plain
     from autodisc.reporting.terminal import print_bench
-    from autodisc.workspace import disk_errors
 
     result = benching.bench(
         model,

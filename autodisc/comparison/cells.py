@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 
-from autodisc.config import OF_SEARCHES, flatten, make_config
-from autodisc.errors import ConfigError, StudyError
+from autodisc import config
+from autodisc.config import OF_SEARCHES, differences, make_config, upgraded
+from autodisc.errors import StudyError
 from autodisc.files import replacing
 from autodisc.reporting.records import plain, write_once
 
@@ -33,10 +34,7 @@ SHARED = "shared"
 # Stages that measure for the report alone, or that a cell repeats only because it stands alone.
 NOT_COUNTED = ("set-up", "teacher metric", "final evaluation")
 # Settings that change no result, or that the teacher's and the data's fingerprints stand for.
-FREE = (
-    *("name", "baseline", "cache", "reporting", "runtime.threads", "search.storage", "search.jobs", "search.backend"),
-    *("teacher", "task.data"),
-)
+FREE = (*config.FREE, "name", "teacher", "task.data")
 OF_STUDENTS = ("student_sparsity", "search.sparsities", "distillation")
 
 
@@ -174,7 +172,7 @@ def read_cell(out: Path, cell: Cell, settings: dict[str, Any]) -> Recorded | Non
         return None
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        schema, made_by, searched = values["schema"], values["autodisc"], values["config"]["search"]
+        schema, made_by, written = values["schema"], values["autodisc"], upgraded(values["config"])
     except (OSError, ValueError, KeyError, TypeError):
         raise StudyError(f"{path}: not a cell's record; remove the file, and it is computed again") from None
     if (schema, made_by) != (SCHEMA, version()):
@@ -187,18 +185,7 @@ def read_cell(out: Path, cell: Cell, settings: dict[str, Any]) -> Recorded | Non
         free = (*FREE, *OF_SEARCHES, *OF_STUDENTS)
     elif cell.kind == "direct" or cell.kind.startswith("assistant-"):
         free = (*FREE, *OF_SEARCHES)
-    searched.setdefault("examples", "all")  # as they were, when there was no such setting
-    try:  # other settings that came later have their defaults
-        written = make_config(values["config"]).model_dump(mode="json")
-    except ConfigError:
-        written = values["config"]
-    before, now = flatten(written), flatten(plain(settings))
-    changed = [
-        f"{key}: {before.get(key)} -> {now.get(key)}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and not any(key == name or key.startswith(f"{name}.") for name in free)
-    ]
-    if changed:
+    if changed := differences(written, make_config(settings), ignore=free):
         raise StudyError(
             f"{path}: was computed with other settings ({'; '.join(changed[:4])}). Give another --out, or those."
         )

@@ -40,7 +40,9 @@ from autodisc.models.checkpoints import load
 from autodisc.models.inference import evaluation_batch, forward, forward_macs, predict
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
+from autodisc.opening import open_workspace
 from autodisc.preparing import scored, scored_rows
+from autodisc.pruning.ranking_files import read_ranking
 from autodisc.reporting import units
 from autodisc.reporting.records import latest, read_records
 from autodisc.search.baselines import MultiTrial, distill_direct, fill_cache
@@ -48,7 +50,7 @@ from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import let_go
 from autodisc.tasks.batches import batches
 from autodisc.tasks.splits import Split
-from autodisc.workspace import Workspace, describe_task, open_workspace, read_ranking
+from autodisc.workspace import Workspace, describe_task
 
 FINAL = "final evaluation"
 Arrays = tuple[np.ndarray, np.ndarray]  # predictions (N,), of a search (K, N), and labels (N,)
@@ -194,7 +196,7 @@ def _distil(config: ComparisonConfig, cell: Cell, search: Cell, out: Path) -> tu
 
 def _point(best: dict[str, Any] | None) -> tuple[float, float] | None:
     """Sparsity and balance of what a search chose."""
-    return best and (best["sparsity"], best.get("balance", 0.0))
+    return None if best is None else (best["sparsity"], best.get("balance", 0.0))
 
 
 def _said(best: dict[str, Any] | None) -> str:

@@ -28,12 +28,12 @@ import torch
 from transformers import PreTrainedModel
 from transformers.models.bert import modeling_bert  # noqa: F401
 
-import autodisc.workspace
+import autodisc.cards
 from autodisc import api  # noqa: F401
 from autodisc.cli import main
 from autodisc.reporting import drawing, report, terminal  # noqa: F401
 
-autodisc.workspace.CARD_SHAPES = ()  # a card's latencies take seconds
+autodisc.cards.CARD_SHAPES = ()  # a card's latencies take seconds
 WRITES = ("fsync", "replace", "rename", "link", "posix_fallocate")
 
 

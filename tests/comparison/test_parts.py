@@ -59,7 +59,7 @@ def test_a_search_of_a_part_pays_more_for_all(whole, group):
 
 def test_the_frontier_has_the_part_that_the_budget_allows(whole, group, monkeypatch):
     assert list(shares_of(whole, group)) == [0.1, 0.3]  # 80 rows: the budget allows all
-    monkeypatch.setattr("autodisc.config.LEAST_SCORED", 40)
+    monkeypatch.setattr("autodisc.config.searching.LEAST_SCORED", 40)
     monkeypatch.setattr("autodisc.tasks.drawing.RAREST", 10)
     assert list(shares_of(whole, group).values())[-1] == "50% of validation (default)"
     lines = frontier_of(whole, [group], [], {"maxidisc": {0: View(((assistant(0.25), 1.0),), group[SEARCH].spent)}})

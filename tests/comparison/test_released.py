@@ -8,7 +8,7 @@ from autodisc.comparison import released
 from autodisc.comparison.cells import Cell
 from autodisc.comparison.released import distill_released
 from autodisc.distillation.sandwich import Sandwich
-from autodisc.workspace import open_workspace
+from autodisc.opening import open_workspace
 
 
 def test_the_assistant_is_the_best_tradeoff_of_all_passes_with_its_weights_of_then(config, tmp_path, monkeypatch):

@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 
 from autodisc.comparison import running
-from autodisc.comparison.cells import Cell, failure, write_cell, write_failure
+from autodisc.comparison.cells import FREE, Cell, failure, read_cell, write_cell, write_failure
 from autodisc.comparison.config import make_comparison
 from autodisc.comparison.plan import all_cells, recorded
 from autodisc.comparison.running import jobs_of, run
 from autodisc.comparison.summary import report, summarize
+from autodisc.config import differences, make_config
 from autodisc.errors import StudyError, TrainingError
 from autodisc.leases import LostLeaseError, leased
 from autodisc.progress import Silent
@@ -367,10 +368,32 @@ def test_a_search_of_before_there_were_parts_was_of_all_of_validation(whole, set
         run(make_comparison(settings(compare={"searches": whole.compare.searches})), copied)
 
 
-def test_settings_that_change_no_result_may_change(whole, settings, copied, monkeypatch):
-    values = settings(compare={"searches": whole.compare.searches}, runtime={"threads": 2}, cache={"max_gib": 0.5})
-    monkeypatch.setattr(running, "compute", None)
-    assert run(make_comparison(values), copied) == {}
+OTHERWISE = {
+    "name": "other",
+    "teacher": {"model": "elsewhere"},
+    "task.data": "elsewhere",
+    "baseline": {"strategies": ["direct"]},
+    "cache": {"max_gib": 0.5},
+    "reporting": {"examples": 0},
+    "runtime.threads": 2,
+    "runtime.checkpoint_minutes": 1.0,
+    "runtime.trackers": ["wandb"],
+    "search.storage": "postgresql://host/database",
+    "search.jobs": 2,
+    "search.backend": "ray",
+    "search.heartbeat_s": 20,
+    "search.retries": 3,
+}
+
+
+@pytest.mark.parametrize("name", sorted({*FREE, *OTHERWISE}))
+def test_settings_that_change_no_result_may_change(tmp_path, name):
+    cell, (section, _, last) = Cell("mine", 0, 0.9, "search-recovered"), name.partition(".")
+    then = make_config({"task": {"name": "mine", "metric": "f1"}, "teacher": {"model": "m"}}).model_dump(mode="json")
+    now = {**then, section: {**then[section], last: OTHERWISE[name]} if last else OTHERWISE[name]}
+    assert differences(then, make_config(now))
+    write_cell(tmp_path, cell, {"config": then})
+    assert read_cell(tmp_path, cell, now) is not None
 
 
 @pytest.mark.parametrize("more", [FEW, {"strategies": ["direct"], "seeds": [0, 1]}], ids=["strategy", "seed"])
