@@ -28,7 +28,7 @@ from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
 from autodisc.errors import StudyError, UserError
 from autodisc.files import write_json
-from autodisc.leases import leased
+from autodisc.leases import Lease, leased
 from autodisc.models.checkpoints import settings_digest
 from autodisc.progress import Progress, Silent
 from autodisc.reporting.records import latest, read_records
@@ -164,13 +164,13 @@ class Place:
 
 
 @contextlib.contextmanager
-def alone(lease: Path, what: Path, progress: Progress) -> Iterator[None]:
+def alone(lease: Path, what: Path, progress: Progress) -> Iterator[Lease]:
     """Once no other process holds ``lease``, of ``what``; a folder that is left empty is removed again."""
     folder = lease.parent
     before = next((path for path in (folder, *folder.parents) if path.exists()), folder)
     try:
-        with leased(lease, waiting=lambda who: progress.say(f"{what}: waiting for {who}")):
-            yield
+        with leased(lease, waiting=lambda who: progress.say(f"{what}: waiting for {who}")) as held:
+            yield held
     finally:
         if folder.is_dir() and not any(folder.iterdir()):
             with contextlib.suppress(OSError):  # another process waits there, or has begun to

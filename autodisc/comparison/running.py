@@ -6,8 +6,6 @@ alone. First each task is prepared (teacher, rankings, the teacher's outputs), s
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +17,9 @@ from autodisc.comparison.config import ComparisonConfig
 from autodisc.comparison.plan import CHAINS, all_cells, recorded
 from autodisc.comparison.work import clear, compute, make_teacher, prepare, study_folder
 from autodisc.errors import StudyError, TrainingError, UserError, one_line
-from autodisc.leases import Lease, leased
+from autodisc.leases import Lease
 from autodisc.progress import Progress, Silent
+from autodisc.resuming import alone
 from autodisc.search.backends import LOCAL
 from autodisc.search.workers import side_by_side
 
@@ -42,22 +41,8 @@ def run(
     process has taken over, since this one stood still.
     """
     progress = progress or Silent()
-    with _alone(out, progress) as lease:
+    with alone(out / "running.lease", out, progress) as lease:
         return _run(config, out, lease, jobs or config.compare.jobs, backend or config.compare.backend, progress)
-
-
-@contextlib.contextmanager
-def _alone(out: Path, progress: Progress) -> Iterator[Lease]:
-    """Once no other process computes in ``out``; what is left empty is removed again."""
-    before = next((path for path in (out, *out.parents) if path.exists()), out)
-    try:
-        with leased(out / "running.lease", waiting=lambda who: progress.say(f"{out}: waiting for {who}")) as lease:
-            yield lease
-    finally:
-        if out.is_dir() and not any(out.iterdir()):
-            with contextlib.suppress(OSError):  # another process waits there, or has begun to
-                for path in itertools.takewhile(lambda path: path != before, (out, *out.parents)):
-                    path.rmdir()
 
 
 def _run(
