@@ -130,6 +130,8 @@ class _Bench:
 
     def importance(self) -> Iterator[Pass]:
         settings = self.config.search.importance
+        if rounds(settings) == 0:
+            return
         sample = calibration(self.task, settings, self.runtime)
         fisher = settings.criterion == "fisher"
         spread = is_spread(self.teacher)  # what is removed is masked then, and costs as before

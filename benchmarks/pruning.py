@@ -32,6 +32,8 @@ METHODS: tuple[tuple[dict[str, Any], bool], ...] = (  # importance, and whether 
     ({"criterion": "first-order", "rounds": 8}, True),
     ({"criterion": "fisher"}, False),
     ({"criterion": "fisher"}, True),
+    ({"criterion": "magnitude"}, False),
+    ({"criterion": "magnitude"}, True),
 )
 CRITERIA = tuple(dict.fromkeys(importance["criterion"] for importance, _ in METHODS))
 

@@ -263,11 +263,10 @@ def spoilt(teacher: Path, made: Path, what: str) -> None:
 def test_a_teacher_with_a_weight_that_is_not_finite_is_named(what, config, furnished, tmp_path, table):
     spoilt(furnished / "teacher", tmp_path / "teacher", what)
     settings = config(teacher={"model": str(tmp_path / "teacher")})
-    for scorer, criterion in (("recovered", "first-order"), ("pruned", "fisher")):
+    for scorer, criterion in (("recovered", "first-order"), ("pruned", "fisher"), ("recovered", "magnitude")):
+        search = config(search={"scorer": scorer, "importance": {"criterion": criterion}}).search
         with pytest.raises(AutodiscError) as caught:
-            api.search(
-                settings.model_copy(update={"search": config(search={"scorer": scorer}).search}), tmp_path / scorer
-            )
+            api.search(settings.model_copy(update={"search": search}), tmp_path / criterion)
         assert "importance" in str(caught.value)
         table[f"a weight of the teacher is {what} (criterion {criterion})"] = (shown(str(caught.value)), "ends")
 

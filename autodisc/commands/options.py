@@ -111,7 +111,7 @@ GRID = _panel(
         "--criterion",
         "search.importance.criterion",
         "NAME",
-        "What ranks units: first-order, or fisher (scorer pruned's).",
+        "What ranks units: first-order, fisher (scorer pruned's) or magnitude.",
     ),
     ("--importance-rounds", "search.importance.rounds", "N", "Of first-order; 1 is the paper's, 4 unless given."),
     ("--workers", "search.jobs", "N", "Processes that run trials side by side: a GPU each, or a share of the threads."),

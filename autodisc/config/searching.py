@@ -20,11 +20,12 @@ BATCH, LENGTH = 1, 64  # of which a latency is told: sequences, and tokens of ea
 class ImportanceConfig(Section):
     """Pruning: the order in which heads and neurons go, found on training examples, and what is made of a cut."""
 
-    criterion: Literal["first-order", "fisher"] = Field(
+    criterion: Literal["first-order", "fisher", "magnitude"] = Field(
         "first-order",
         description="first-order: Σ |∂loss/∂mask|, the paper's, the same fraction of heads and neurons; fisher: Δloss"
-        " once its layer has made up for it, and of heads and neurons what is cheaper a parameter. Scorer pruned, which"
-        " refits its cuts: fisher unless given. A slice is not refitted: first-order recovers better.",
+        " once its layer has made up for it, and of heads and neurons what is cheaper a parameter; magnitude: √Σ w², of"
+        " no example. Scorer pruned, which refits its cuts: fisher unless given. A slice is not refitted: first-order"
+        " recovers better.",
     )
     examples: int = Field(512, ge=1, description="Training examples, the same in each round.")
     rounds: int | None = Field(
@@ -32,7 +33,7 @@ class ImportanceConfig(Section):
     )
     batch_size: int = Field(32, ge=1)
     normalise: bool = Field(
-        False, description="Of first-order: L2 per layer before ranking, as the paper does in its one round."
+        False, description="Not of fisher: L2 per layer before ranking, as the paper does in its one round."
     )
     least_heads: int = Field(
         1,
@@ -49,6 +50,10 @@ class ImportanceConfig(Section):
     def _of_first_order(self) -> ImportanceConfig:
         if self.criterion == "fisher" and (self.rounds is not None or self.normalise):
             raise ValueError("rounds, normalise: criterion fisher has neither; add criterion: first-order")
+        if self.criterion == "magnitude" and self.rounds is not None:
+            raise ValueError(
+                "rounds: criterion magnitude looks at weights once; remove it, or add criterion: first-order"
+            )
         return self
 
 

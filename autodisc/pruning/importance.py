@@ -1,4 +1,5 @@
-"""Rank heads and neurons by the harm that removing them would do: by the Fisher criterion (fisher.py), or first order.
+"""Rank heads and neurons by the harm that removing them would do: in first order, or by the Fisher criterion (fisher.py);
+or by the size of their weights (magnitude.py).
 
 importance(unit) = Σ over batches |∂loss/∂mask(unit)|        (Michel et al. 2019; arXiv:2205.14570)
 
@@ -12,7 +13,7 @@ last layers, and where the first ones mixed no tokens a student of sparsity .9 l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +29,10 @@ from autodisc.models.inference import in_halves
 from autodisc.models.layouts import blocks, unit_ratio
 from autodisc.models.losses import label_count, label_loss
 from autodisc.models.spreading import frozen, is_spread
-from autodisc.progress import Bar, Progress, Silent
+from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Ranking, Unit
 from autodisc.pruning.fisher import rank_by_fisher
+from autodisc.pruning.magnitude import unit_norms
 from autodisc.pruning.masks import masked
 from autodisc.pruning.slicing import recomputing
 from autodisc.pruning.surgery import keep, positions
@@ -149,34 +151,40 @@ def rank_units(
                 ledger=ledger,
                 bar=bar,
             )
-        return _rank_in_rounds(teacher, sample, config, task=task, runtime=runtime, ledger=ledger, bar=bar)
+
+        def estimate(model: PreTrainedModel, left: Kept | None) -> Importance:
+            if config.criterion == "magnitude":
+                heads, neurons = ([_normalise(u) if config.normalise else u for u in own] for own in unit_norms(model))
+                return Importance(tuple(heads), tuple(neurons))
+            found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger, left=left)
+            bar.advance(number_of_batches(sample, config.batch_size))
+            return found
+
+        return _rank_in_rounds(teacher, estimate, max(1, passes), config.least_heads)
 
 
 def rounds(config: ImportanceConfig) -> int:
     """Passes over the examples."""
-    return 1 if config.criterion == "fisher" else config.rounds or ROUNDS
+    return {"magnitude": 0, "fisher": 1}.get(config.criterion, config.rounds or ROUNDS)
 
 
 def _rank_in_rounds(
     teacher: PreTrainedModel,
-    sample: Split,
-    config: ImportanceConfig,
-    *,
-    task: Task,
-    runtime: Runtime,
-    ledger: Ledger,
-    bar: Bar,
+    estimate: Callable[[PreTrainedModel, Kept | None], Importance],
+    times: int,
+    least_heads: int,
 ) -> Ranking:
+    """Estimate so many times, each on what remains; the last one orders all of that."""
     kept = Kept.of(teacher.config)
     left = [[(layer, i) for layer, own in enumerate(k) for i in own] for k in (kept.heads, kept.neurons)]
     totals = [len(units) for units in left]
     removed: list[list[Unit]] = [[], []]
     model, masked_to = teacher, None
-    for number in range(1, rounds(config) + 1):
-        found = estimate_importance(model, sample, config, task=task, runtime=runtime, ledger=ledger, left=masked_to)
-        last = number == rounds(config)
-        reached = LAST_ROUND * number / rounds(config)
-        for which, (tensors, least) in enumerate(((found.heads, config.least_heads), (found.neurons, 0))):
+    for number in range(1, times + 1):
+        found = estimate(model, masked_to)
+        last = number == times
+        reached = LAST_ROUND * number / times
+        for which, (tensors, least) in enumerate(((found.heads, least_heads), (found.neurons, 0))):
             scores, last_ones = torch.cat(tensors).tolist(), torch.cat([_best(own, least) for own in tensors]).tolist()
             order = sorted(range(len(scores)), key=lambda i: (last_ones[i], scores[i], -i))
             drop = len(order) if last else round(reached * totals[which]) - len(removed[which])
@@ -188,7 +196,6 @@ def _rank_in_rounds(
                 masked_to = rest
             else:
                 model = keep(teacher, rest)
-        bar.advance(number_of_batches(sample, config.batch_size))
     return Ranking(tuple(removed[0]), tuple(removed[1]), len(kept.heads), unit_ratio(blocks(teacher)))
 
 

@@ -10,9 +10,10 @@ from torch.testing import assert_close
 from autodisc.config import ImportanceConfig
 from autodisc.costs import Ledger
 from autodisc.errors import TrainingError
-from autodisc.models.layouts import layout_of
+from autodisc.models.layouts import blocks, layout_of
 from autodisc.pruning.candidates import candidate
 from autodisc.pruning.importance import estimate_importance, rank_units
+from autodisc.pruning.magnitude import unit_norms
 from autodisc.pruning.masks import masked
 from autodisc.pruning.supernet import extract
 from autodisc.tasks.batches import batches
@@ -179,7 +180,9 @@ def test_a_ranking_holds_every_unit_once(tiny, make_task, make_runtime, same_wei
     assert same_weights(model, tiny(family))
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 1}, {"rounds": 3}, {"criterion": "fisher"}])
+@pytest.mark.parametrize(
+    "settings", [{"rounds": 1}, {"rounds": 3}, {"criterion": "fisher"}, {"criterion": "magnitude"}]
+)
 @pytest.mark.parametrize("least", [0, 1, 2])
 def test_every_layer_keeps_its_least_heads_while_another_has_more(tiny, make_task, make_runtime, settings, least):
     model, task = tiny("bert", layers=4), make_task()
@@ -226,3 +229,50 @@ def test_every_round_is_paid_for(tiny, make_task, make_runtime):
         rank_units(model, task, config, runtime=make_runtime(), ledger=ledger)
         flops.append(ledger.stages["importance"].flops)
     assert 1.2 * flops[0] < flops[1] < 3 * flops[0]
+
+
+def test_magnitude_is_the_norm_of_a_units_weights(tiny):
+    model = tiny()
+    heads, neurons = unit_norms(model)
+    for layer, of_heads, of_neurons in zip(model.bert.encoder.layer, heads, neurons, strict=True):
+        attention, into, out = layer.attention, layer.intermediate.dense.weight, layer.output.dense.weight
+        rows = [w.weight.unflatten(0, (4, 8)) for w in (attention.self.query, attention.self.key, attention.self.value)]
+        parts = [*rows, attention.output.dense.weight.T.unflatten(0, (4, 8))]  # 4 heads of 8
+        assert_close(of_heads, torch.stack(parts).square().sum((0, 2, 3)).sqrt())
+        assert_close(of_neurons, (into.square().sum(1) + out.square().sum(0)).sqrt())
+
+
+def test_magnitude_keeps_what_is_large_and_costs_no_pass_in_every_family(tiny, make_task, make_runtime, text_family):
+    model, ledger = tiny(text_family), Ledger()
+    last = blocks(model)[-1]
+    with torch.no_grad():
+        for sublayer in last.sublayers:
+            for port in sublayer.ports:
+                where = port.indices([1])
+                port.module.weight.index_copy_(port.axis, where, 50 * port.module.weight.index_select(port.axis, where))
+    config = ImportanceConfig(criterion="magnitude")
+    ranking = rank_units(model, make_task(), config, runtime=make_runtime(), ledger=ledger)
+    assert ranking.heads[-1] == ranking.neurons[-1] == (ranking.layers - 1, 1)
+    assert sorted(ranking.neurons) == [(layer, i) for layer in range(ranking.layers) for i in range(last.neurons)]
+    assert ledger.stages["importance"].flops == 0
+
+
+def test_magnitude_may_be_normalised_by_layer(tiny, make_task, make_runtime):
+    model = tiny()
+    with torch.no_grad():
+        for part in (model.bert.encoder.layer[0].intermediate.dense, model.bert.encoder.layer[0].output.dense):
+            part.weight.mul_(100)
+    plain, normalised = (
+        rank_units(model, make_task(), ImportanceConfig(criterion="magnitude", normalise=on), runtime=make_runtime())
+        for on in (False, True)
+    )
+    assert {layer for layer, _ in plain.neurons[-32:]} == {0}
+    assert len({layer for layer, _ in normalised.neurons[-32:]}) > 1
+
+
+def test_weights_that_are_not_finite_are_reported(tiny, make_task, make_runtime):
+    model = tiny()
+    with torch.no_grad():
+        model.bert.encoder.layer[1].output.dense.weight[0, 3] = float("inf")
+    with pytest.raises(TrainingError, match=r"importance: a weight .*not finite"):
+        rank_units(model, make_task(), ImportanceConfig(criterion="magnitude"), runtime=make_runtime())
