@@ -1,5 +1,5 @@
-"""Rank heads and neurons by the harm that removing them would do: in first order, or by the Fisher criterion (fisher.py);
-or by the size of their weights (magnitude.py).
+"""Rank heads and neurons by the harm that removing them would do, in first order or after Fisher (fisher.py), or by the
+size of their weights alone (magnitude.py).
 
 importance(unit) = Σ over batches |∂loss/∂mask(unit)|        (Michel et al. 2019; arXiv:2205.14570)
 
