@@ -67,7 +67,7 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
     """
     refuse_here(out)
     settings, place = config.teacher.finetune or FinetuneConfig(), unfinished_teacher(out)
-    with disk_errors(out.parent), place.alone(config, FREE_IN_FINETUNING, progress):
+    with disk_errors(out.parent), place.alone(config, FREE_IN_FINETUNING, progress) as lease:
         done = made(out, "finetune", config, FREE_IN_FINETUNING)
         if done is not None:
             place.remove()
@@ -75,13 +75,14 @@ def finetune(config: StudyConfig, out: Path, *, progress: Progress | None = None
         if not place.exists() and not is_free(out):
             raise StudyError(f"{out}: holds something already; give --out an empty or a new folder, or --new")
         space = open_workspace(config, progress=progress, finetune=True)
-        check_varied(space.task)
+        check_varied(space.task, final=False)
         with place.claimed(space) as space:
             finetune_classifier(space.teacher, settings, space.workshop)
             clear_records(out)  # of a run that was stopped while it wrote one
             save_model(space.teacher, space.tokenizer, out)
             with space.ledger.stage(TEACHER_METRIC):
                 result = {"path": str(out), **space.evaluate(space.teacher, space.task.validation)}
+            lease.check()
             space.record(out, "finetune", None, result)
         return {**result, "cost": space.ledger.as_dict()}
 
@@ -94,7 +95,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
     """
     place = Place.of(out)
     check_launched(config)
-    with disk_errors(out), place.alone(config, FREE, progress):
+    with disk_errors(out), place.alone(config, FREE, progress) as lease:
         done = made(out, "search")
         if done is not None:
             place.remove()
@@ -151,6 +152,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
                 }
             feasible = teacher.feasible(config.search.margin)
             result["teacher"] = {"metric": teacher.metric, "feasible": feasible, **size(space.teacher)}
+            lease.check()
             space.record(out, "search", "autodisc", result)
             live.refresh()
         return {**result, "cost": space.ledger.as_dict()}
@@ -197,13 +199,14 @@ def distill(
         done = None if new else _distilled_alike(finished, config)
         if done is not None:
             return done
-        with finished.distilling(config, FREE, new=new, progress=progress) as place:
+        with finished.distilling(config, FREE, new=new, progress=progress) as (place, lease):
             done = None if new else _distilled_alike(open_finished(study), config)  # by who was waited for
             if done is not None:
                 return done
             with place.claimed(finished.open(config, progress=progress)) as space:
                 take_paid(space.ledger, study / LEDGER)  # rows that the recovery read
                 result = _distil(space, finished, chosen, place.folder)
+                lease.check()
                 space.record(study, "distill", "autodisc", result)
                 try:
                     show_finished(space, finished)
@@ -240,7 +243,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
     place = Place.of(out / f"baseline-{strategy}")
     check_launched(config)
-    with disk_errors(out), place.alone(config, FREE_IN_BASELINE, progress):
+    with disk_errors(out), place.alone(config, FREE_IN_BASELINE, progress) as lease:
         done = made(out, "baseline", strategy=strategy)
         if done is not None:
             place.remove()
@@ -255,6 +258,7 @@ def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progres
             result = (_direct if strategy == "direct" else _maxidisc)(space, place.folder)
             if result["best"] is not None:
                 write_cards(space, "baseline", strategy, _baseline_cards(space, result["best"]))
+            lease.check()
             space.record(out, "baseline", strategy, result)
         return {**result, "cost": space.ledger.as_dict()}
 

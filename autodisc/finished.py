@@ -20,14 +20,15 @@ from transformers import PreTrainedModel
 
 from autodisc.config import CONFIG, JOURNAL, StudyConfig, differences, read_config, read_yaml
 from autodisc.errors import StudyError
+from autodisc.leases import Lease
 from autodisc.models.checkpoints import load, settings_digest
 from autodisc.opening import open_workspace
-from autodisc.progress import Progress
+from autodisc.progress import Progress, Silent
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.ranking_files import read_ranking
 from autodisc.pruning.supernet import Supernet
 from autodisc.reporting.records import Record, latest, read_records
-from autodisc.resuming import Place, located
+from autodisc.resuming import Place, alone, located
 from autodisc.search.evaluation import Opened
 from autodisc.search.scorers import Cuts, Slices
 from autodisc.workspace import Workspace, describe_task
@@ -77,7 +78,8 @@ class Finished:
         if changed:
             raise StudyError(
                 f"task: the rows of {', '.join(changed)} are not the search's, by the files or by task settings; give"
-                " those of the search again, or search again with --new"
+                " those of the search again, or search again with --new; where nothing of them changed, this version"
+                " reads them otherwise"
             )
 
     def settled(self, config: StudyConfig) -> StudyConfig:
@@ -96,13 +98,13 @@ class Finished:
     @contextlib.contextmanager
     def distilling(
         self, config: StudyConfig, free: tuple[str, ...], *, new: bool, progress: Progress | None
-    ) -> Iterator[Place]:
+    ) -> Iterator[tuple[Place, Lease]]:
         """The place of a distillation of these settings, which no other process works in; it goes again where the body
         does nothing in it."""
         place = self._place_to_distil(config, free, new=new)
-        with place.alone(config, free, progress):
+        with alone(place.lease, place.folder, progress or Silent()) as lease:
             try:
-                yield place
+                yield place, lease
             finally:
                 place.leave()
 
@@ -147,7 +149,10 @@ def open_finished(folder: Path) -> Finished:
 def storage_of(config: StudyConfig, folder: Path) -> str:
     """Where the Optuna studies of a folder are kept."""
     storage = config.search.storage or str(folder / JOURNAL)
-    return str(Path(storage).resolve()) if storage.endswith(".log") else storage
+    if not storage.endswith(".log"):
+        return storage
+    path = Path(storage)  # a link to a file keeps its name: its lock lies beside that, for whoever opens it
+    return str(path.parent.resolve() / path.name)
 
 
 def has_supernet(folder: Path) -> bool:

@@ -118,6 +118,7 @@ def predict_file(
     texts = _Texts(task, where, _texts_of(model))
     kind = files.format_to_write(out, format)
     survey, read = surveyed(file, texts.check, to=kind, progress=progress)
+    texts.tell_unread(survey.columns, progress)
     classifier = open_classifier(model, runtime or RuntimeConfig(), task)
     taken = next((name for name in classifier.columns if name in survey.columns), None)
     if taken is not None:
@@ -170,6 +171,7 @@ def evaluate_file(
     seen = _Labels(task.label, str(file), metric.kind)
     texts = _Texts(task, str(file), _texts_of(model), seen)
     survey, read = surveyed(file, texts.check, progress=progress)
+    texts.tell_unread(survey.columns, progress)
     classifier = open_classifier(model, runtime, task)
     if (classifier.classes is None) != (metric.kind == "regression"):
         have = "a regression" if classifier.classes is None else f"for {len(classifier.classes)} classes"
@@ -327,6 +329,9 @@ class _Texts:
         if labels is not None:
             for i, row in enumerate(rows, done + 1):
                 labels.see(columns.one_label(row.get(labels.column), self._where, i, labels.column), i)
+
+    def tell_unread(self, names: Sequence[str], progress: Progress) -> None:
+        columns.tell_unread(self._task, names, self._names, self._trained, progress)
 
     def of(self, rows: Sequence[Row], done: int) -> list[tuple[str, ...]]:
         """The texts of rows that ``done`` others came before."""

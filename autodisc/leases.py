@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,9 +39,11 @@ class Lease:
         self.token = lease.token
 
     def check(self) -> None:
-        """Raise LostLeaseError where the file names another by now."""
-        lost = self._lease.compromise is not None or self.token is None or self.token != _token(self._lease)
-        if lost:
+        """Raise LostLeaseError where the file names another by now, or none."""
+        found = _token(self._lease)
+        if found is None:
+            raise LostLeaseError(f"{self._lease.lock_file}: is gone or cannot be read, so another may have taken over")
+        if found != self.token:
             raise LostLeaseError(f"{self._lease.lock_file}: another process has taken over; its result counts")
 
 
@@ -52,13 +55,23 @@ def _token(lease: SoftFileLease) -> str | None:
 
 
 class _AnyDisk(SoftFileLease):
-    """Taken over on NFS and SMB too, which refuse the exchange of two names by which filelock does it."""
+    """Taken over on NFS and SMB too, which refuse the exchange of two names by which filelock does it; and where a
+    power cut or a kill has left the file empty, which filelock waits for without end."""
+
+    def _try_break_stale_lock(self) -> None:
+        super()._try_break_stale_lock()
+        with contextlib.suppress(OSError):
+            marker = os.lstat(self.lock_file)
+            if marker.st_size == 0 and self._marker_unchanged_for(marker) >= self.lease_duration:
+                self._set_aside(marker)  # who lives renews it, and has written its name long since
 
     def _take_over(self, marker: os.stat_result, breaker_pid: int | None) -> None:
         """Of a file that filelock has found dead; where this only removes it, the next try has the lease."""
         super()._take_over(marker, breaker_pid)
-        if self.is_locked or not _unchanged(self.lock_file, marker):
-            return
+        if not self.is_locked and _unchanged(self.lock_file, marker):
+            self._set_aside(marker)
+
+    def _set_aside(self, marker: os.stat_result) -> None:
         aside = f"{self.lock_file}.{uuid.uuid4().hex}.aside"
         os.rename(self.lock_file, aside)
         if not _unchanged(aside, marker):  # another took over in between; if this fails, its next look says so
@@ -93,6 +106,27 @@ def acquire(lease: SoftFileLease, *, timeout: float = -1) -> None:
             raise StudyError(f"search.heartbeat_s: differs between the processes of one study ({error})") from None
 
 
+def held_by(path: Path) -> str | None:
+    """Who has a lease, as its file says; none where there is none, or its process is gone from this machine."""
+    try:
+        owner = make(path).owner if path.exists() else None
+    except (OSError, ValueError):
+        return None
+    if owner is None or (owner.hostname == socket.gethostname() and not _runs(owner.pid)):
+        return None
+    return f"process {owner.pid} on {owner.hostname}"
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def leased(path: Path, *, seconds: float = LEASE_S, waiting: Callable[[str], None] | None = None) -> Iterator[Lease]:
     """Hold the lease inside; before, wait for whoever has it, which ``waiting`` is told."""
@@ -100,8 +134,8 @@ def leased(path: Path, *, seconds: float = LEASE_S, waiting: Callable[[str], Non
     try:
         acquire(lease, timeout=0)
     except Timeout:
-        if waiting is not None and (owner := lease.owner) is not None:
-            waiting(f"process {owner.pid} on {owner.hostname}")
+        if waiting is not None:
+            waiting(held_by(path) or "a process that has left no name")
         acquire(lease)
     try:
         yield Lease(lease)

@@ -57,7 +57,7 @@ def open_workspace(config: StudyConfig, *, progress: Progress | None = None, fin
     head = HEADS[find_kind(config.task)]
     with ledger.stage(SET_UP), progress.stage(SET_UP, None):
         labels = None if finetune else _known(config, head)
-        for each in filter(None, (name, config.student_model)):
+        for each in filter(None, (name, None if finetune else config.student_model)):
             check_family(each, load_model_config(each), head)
         tokenizer = load_tokenizer(name, words=finetune and head == "token")
         task = load_task(

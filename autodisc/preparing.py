@@ -123,9 +123,10 @@ def with_student(space: Workspace, out: Path) -> Workspace:
     return replace(space, config=config.with_student(student.sparsity))
 
 
-def check_varied(task: Task) -> None:
+def check_varied(task: Task, *, final: bool = True) -> None:
     """Raise DataError where all labels of a split are one: nothing can be learned, or measured."""
-    for name, split in (("train", task.train), ("validation", task.validation), (task.final_name, task.final)):
+    splits = [("train", task.train), ("validation", task.validation), (task.final_name, task.final)]
+    for name, split in splits if final else splits[:2]:
         if _is_uniform(task, split):
             value = split.labels[0] if task.label_names is None else f"'{task.label_names[int(split.labels[0])]}'"
             without = ", or no such file: then a part of train is held out" if name == "test" else ""

@@ -41,6 +41,7 @@ from autodisc.progress import Silent
 from autodisc.pruning.candidates import Candidate, Ranking, candidate, envelope
 from autodisc.pruning.fisher import Moments, removal_order, second_moments
 from autodisc.pruning.importance import LAST_ROUND, calibration, estimate_importance, rounds
+from autodisc.pruning.magnitude import unit_norms
 from autodisc.pruning.refit import BATCH as REFIT_BATCH
 from autodisc.pruning.refit import STAGE as REFIT
 from autodisc.pruning.refit import refit
@@ -68,6 +69,7 @@ def predict_search(space: Workspace) -> dict[str, Any]:
         passes = list(bench.passes())
         capacity = int(os.environ.get("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "1024")) * bench.kernel_mib()
     stages = {**space.ledger.stages, **multiply_out(passes, Kernels(capacity))}  # of a budget, its timings too
+    stages |= {name: Cost() for name in bench.more_s if name not in stages}  # which look at no row
     total = Cost()
     for name, cost in stages.items():
         cost.seconds += bench.more_s[name]
@@ -131,6 +133,9 @@ class _Bench:
     def importance(self) -> Iterator[Pass]:
         settings = self.config.search.importance
         if rounds(settings) == 0:
+            since = time.perf_counter()
+            unit_norms(self.teacher)
+            self.more_s[IMPORTANCE] = time.perf_counter() - since
             return
         sample = calibration(self.task, settings, self.runtime)
         fisher = settings.criterion == "fisher"

@@ -28,7 +28,7 @@ from autodisc.distillation.checkpointing import Keeping
 from autodisc.distillation.tracking import FOLDER, tracking
 from autodisc.errors import StudyError, UserError
 from autodisc.files import write_json
-from autodisc.leases import Lease, leased
+from autodisc.leases import Lease, LostLeaseError, leased
 from autodisc.models.checkpoints import settings_digest
 from autodisc.progress import Progress, Silent
 from autodisc.reporting.records import latest, read_records
@@ -117,22 +117,26 @@ class Place:
             listed = "; ".join(f"{name}: {how}" for name, how in changed.items())
             raise StudyError(
                 f"{self.folder}: is of another teacher or of other data ({listed}). Give those again, or "
-                "start afresh beside it with --new"
+                "start afresh beside it with --new; where nothing of them changed, this version reads them otherwise"
             )
 
     @contextlib.contextmanager
-    def alone(self, config: StudyConfig, free: tuple[str, ...], progress: Progress | None) -> Iterator[None]:
-        """Once no other process works here, with nothing to refuse before or after it was waited for."""
+    def alone(self, config: StudyConfig, free: tuple[str, ...], progress: Progress | None) -> Iterator[Lease]:
+        """Once no other process works here, with nothing to refuse before or after it was waited for.
+
+        Who stood still (a suspended machine, a stopped process) may have been taken over: the lease says so.
+        """
         refuse_another(config, self.folder, free)
-        with alone(self.lease, self.folder, progress or Silent()):
+        with alone(self.lease, self.folder, progress or Silent()) as lease:
             refuse_another(config, self.folder, free)
-            yield
+            yield lease
 
     @contextlib.contextmanager
     def working(self, space: Workspace) -> Iterator[Workspace]:
         """The workspace, going on with what was left; what is unfinished is removed when the body ends well.
 
-        Whatever ends it otherwise, what was spent is booked, but for a mistake of the user's, which leaves all as is.
+        Whatever ends it otherwise, what was spent is booked, but for a mistake of the user's, which leaves all as is,
+        as does another process that has taken over.
         """
         ledger, path = space.ledger, self.folder / LEDGER
         resume_ledger(ledger, path)
@@ -145,7 +149,7 @@ class Place:
                 space.config, str(self.folder), self.logs, runtime=runtime, ledger=ledger, say=say
             ) as tracker:
                 yield replace(space, workshop=replace(space.workshop, keeping=keeping, tracker=tracker))
-        except UserError:
+        except (UserError, LostLeaseError):
             raise
         except BaseException:
             if self.exists():

@@ -382,7 +382,7 @@ def test_a_teacher_of_another_task_is_refused_before_anything_is_written(config,
 def test_an_unsupported_family_is_refused_before_the_data_is_read(config, tmp_path, family, message, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text(json.dumps({"model_type": family}))
-    monkeypatch.setattr("autodisc.workspace.load_task", lambda *args, **named: pytest.fail("the data is read"))
+    monkeypatch.setattr("autodisc.opening.load_task", lambda *args, **named: pytest.fail("the data is read"))
     model = str(tmp_path / "model")
     teacher = config(teacher={"model": model, "finetune": {"epochs": 1, "batch_size": 32, "lr": 3e-3}})
     student = config(student_sparsity=None, student_model=model)

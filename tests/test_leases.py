@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -10,7 +11,7 @@ import time
 import pytest
 
 from autodisc.errors import StudyError
-from autodisc.leases import Lease, LostLeaseError, acquire, leased, make, once
+from autodisc.leases import Lease, LostLeaseError, acquire, held_by, leased, make, once
 from autodisc.progress import Silent
 
 HOLDS = """
@@ -164,3 +165,29 @@ def test_durations_that_differ_are_refused(tmp_path):
     with pytest.raises(StudyError, match="heartbeat_s"):
         acquire(make(tmp_path / "x.lease", seconds=6), timeout=0)
     held.release()
+
+
+def test_a_file_that_a_power_cut_left_empty_is_taken_over(tmp_path):
+    path, said = tmp_path / "x.lease", []
+    path.touch()
+    with leased(path, seconds=0.6, waiting=said.append) as lease:
+        lease.check()
+    assert said == ["a process that has left no name"]
+    assert not path.exists()
+
+
+def test_who_has_a_lease_is_told_while_its_process_runs(tmp_path, holder):
+    path = tmp_path / "x.lease"
+    assert held_by(path) == f"process {holder.pid} on {socket.gethostname()}"
+    holder.kill()
+    holder.wait()
+    assert path.exists()
+    assert held_by(path) is None
+    assert held_by(tmp_path / "none.lease") is None
+
+
+def test_a_lease_whose_file_is_gone_is_lost(tmp_path):
+    with leased(tmp_path / "x.lease", seconds=5) as lease:
+        (tmp_path / "x.lease").unlink()
+        with pytest.raises(LostLeaseError, match="is gone"):
+            lease.check()

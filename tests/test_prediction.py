@@ -98,7 +98,9 @@ PRUNED = {"sparsities": [0.2, 0.4, 0.6], "scorer": "pruned", "examples": 90}
 
 
 @pytest.mark.parametrize(
-    "importance", [{"criterion": "fisher"}, {"criterion": "first-order", "rounds": 2}], ids=["fisher", "first-order"]
+    "importance",
+    [{"criterion": "fisher"}, {"criterion": "first-order", "rounds": 2}, {"criterion": "magnitude"}],
+    ids=["fisher", "first-order", "magnitude"],
 )
 @pytest.mark.parametrize("search", [RECOVERED, PRUNED], ids=["recovered", "pruned"])
 def test_predicted_flops_and_disk_are_within_a_quarter_of_what_a_search_books(values, tmp_path, search, importance):

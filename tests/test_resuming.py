@@ -16,13 +16,14 @@ import yaml
 
 from autodisc import api, preparing
 from autodisc.cli import main
+from autodisc.distillation.launching import _refuse_in_use
 from autodisc.errors import StudyError
 from autodisc.finished import Finished
-from autodisc.leases import leased
+from autodisc.leases import LostLeaseError, leased
 from autodisc.models.checkpoints import load, save_model
 from autodisc.progress import Silent
 from autodisc.reporting.records import read_records
-from autodisc.resuming import next_free
+from autodisc.resuming import next_free, unfinished_teacher
 
 
 @pytest.fixture
@@ -148,6 +149,34 @@ def test_a_distillation_that_comes_while_another_opens_its_teacher_spoils_nothin
     for folder, lr in zip(paths, (3e-3, 1e-3), strict=True):
         assert yaml.safe_load((folder.parent / "config.yaml").read_text())["distillation"]["lr"] == lr
     assert not list(study.rglob("unfinished"))
+
+
+def test_who_stood_still_while_another_took_over_records_nothing(config, study, monkeypatch):
+    made, booked = api._distil, []
+
+    def taken_over(*arguments):
+        found = made(*arguments)
+        booked.append((study / "distilled-1" / "ledger.json").read_text())
+        (study / "distilled-1" / "running.lease").write_bytes(b"another's")
+        return found
+
+    monkeypatch.setattr(api, "_distil", taken_over)
+    with pytest.raises(LostLeaseError):
+        api.distill(study)
+    assert not [record for record in read_records([study]) if record.kind == "distill"]
+    assert (study / "distilled-1" / "unfinished").exists()  # which is the other's by now, as the ledger
+    assert [(study / "distilled-1" / "ledger.json").read_text()] == booked
+
+
+def test_launched_processes_refuse_a_folder_that_another_command_works_in(study, tmp_path):
+    _refuse_in_use(study)
+    for folder in (study, study / "distilled-1"):
+        with leased(folder / "running.lease"), pytest.raises(StudyError, match="works in it; wait for it"):
+            _refuse_in_use(study)
+    teacher = unfinished_teacher(tmp_path / "teacher")
+    teacher.folder.mkdir()
+    with leased(teacher.lease), pytest.raises(StudyError, match="works in it"):
+        _refuse_in_use(tmp_path / "teacher")
 
 
 def test_a_distillation_that_is_refused_leaves_no_folder(config, study, monkeypatch):

@@ -41,7 +41,7 @@ from autodisc.models.inference import evaluation_batch, forward, forward_macs, p
 from autodisc.models.layouts import encoder_parameters
 from autodisc.models.reading import read
 from autodisc.opening import open_workspace
-from autodisc.preparing import scored, scored_rows
+from autodisc.preparing import check_varied, scored, scored_rows
 from autodisc.pruning.ranking_files import read_ranking
 from autodisc.reporting import units
 from autodisc.reporting.records import latest, read_records
@@ -67,6 +67,7 @@ def prepare(config: ComparisonConfig, cell: Cell, out: Path) -> None:
     """Compute a shared cell where it is not recorded; data and teacher have to be what the task's records had."""
     settings = config.study(cell, teachers(out))
     space = open_workspace(settings)
+    check_varied(space.task)
     of_task = recorded(config, [other for other in all_cells(config, out) if other.task == cell.task], out)
     then = {
         key: (old, record.path)

@@ -31,7 +31,8 @@ from transformers import PreTrainedModel
 
 from autodisc.config import StudyConfig
 from autodisc.costs import Cost, Ledger
-from autodisc.errors import ConfigError
+from autodisc.errors import ConfigError, StudyError
+from autodisc.leases import held_by
 from autodisc.progress import Silent
 from autodisc.tasks.batches import Batch
 
@@ -177,6 +178,7 @@ def on_each_process(folder: str) -> Callable[[Callable[Parameters, Result]], Cal
 def _own_folder(folder: Path) -> Iterator[Path]:
     """The folder itself in the first process; a copy of it, with what lies unfinished beside it, in the others."""
     state = PartialState(cpu=not torch.cuda.is_available())
+    _refuse_in_use(folder)
     with tempfile.TemporaryDirectory(prefix="autodisc-process-") as name:
         if is_first():
             own = folder
@@ -192,6 +194,15 @@ def _own_folder(folder: Path) -> Iterator[Path]:
         finally:
             if torch.distributed.is_initialized() and sys.exc_info()[0] is None:
                 state.wait_for_everyone()
+
+
+def _refuse_in_use(folder: Path) -> None:
+    """Raise StudyError where another command works in ``folder``: to wait for it each process would have to know of it,
+    and then copy what it left."""
+    beside = [path.with_suffix(".lease") for path in folder.resolve().parent.glob(f"{folder.name}.unfinished")]
+    for path in (*folder.glob("running.lease"), *folder.glob("*/running.lease"), *beside):
+        if (who := held_by(path)) is not None:
+            raise StudyError(f"{folder}: {who} works in it; wait for it, or give another --out")
 
 
 @contextlib.contextmanager

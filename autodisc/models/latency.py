@@ -37,7 +37,7 @@ TURNS, CALLS, TURN_S = 8, 8, 0.5
 # close together: there a candidate's layers are.
 HEADS = (0, 1 / 12, 1 / 6, 1 / 4, 1 / 2, 3 / 4, 1)
 NEURONS = (0, 1 / 48, 1 / 24, 1 / 12, 1 / 6, 1 / 3, 2 / 3, 1)
-CALLS = 9  # of an eager forward, whose shares are taken
+SHARE_CALLS = 9  # of an eager forward, whose shares are taken
 TABLE_TURNS, TABLE_CALLS = 5, 4
 
 
@@ -232,7 +232,7 @@ class Shares:
 
 
 def shares(model: PreTrainedModel, inputs: Sequence[Mapping[str, torch.Tensor]], runtime: Runtime) -> Shares:
-    """Where an eager forward's time goes: the median of ``CALLS``."""
+    """Where an eager forward's time goes: the median of ``SHARE_CALLS``."""
     marks: list[float] = []
     settle = settle_on(runtime.device)
 
@@ -245,7 +245,7 @@ def shares(model: PreTrainedModel, inputs: Sequence[Mapping[str, torch.Tensor]],
     parts = []
     try:
         with torch.inference_mode(), uncached(model), runtime.autocast():
-            for call in range(CALLS + 1):
+            for call in range(SHARE_CALLS + 1):
                 marks.clear()
                 mark()
                 model(**inputs[call % len(inputs)])

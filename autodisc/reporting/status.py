@@ -59,7 +59,7 @@ class Noted:
     def keep(self, pace: Pace) -> None:
         """Write how far it is, if that is due."""
         now = time.monotonic()
-        if now - self._kept < EVERY_S or not self._folder.is_dir():
+        if now - self._kept < EVERY_S or not _is_begun(self._folder):
             return
         self._kept, spent = now, self._cost()
         values = {
@@ -76,6 +76,11 @@ class Noted:
             "flops": spent.flops,
         }
         replace_all({self._folder / STATUS: json.dumps(values)})
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether there is more in it than the lease of a command that may yet be refused."""
+    return any(path.suffix != ".lease" and path.is_file() for path in folder.rglob("*"))
 
 
 class _NotedBar:

@@ -220,7 +220,7 @@ class SharedStudy:
                 return
             point = point_of(trial)
             before = sum(t.state is TrialState.FAIL and DIED in t.user_attrs and point_of(t) == point for t in trials)
-            given_up = died and before > self.retries
+            given_up = died and bool(point) and before > self.retries  # none: it had not been chosen yet
             attributes: dict[str, Any] = {DIED: True} if died else {}
             if given_up:
                 reason = f"its process was ended {before + 1} times; is memory short?"

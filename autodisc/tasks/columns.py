@@ -61,6 +61,19 @@ def text_columns(
     return found
 
 
+def tell_unread(
+    config: TaskConfig, have: Sequence[str], texts: tuple[str, ...], trained: tuple[str, ...], progress: Progress
+) -> None:
+    """Say which columns are not read, where those of the texts are only taken by their usual names."""
+    unread = [name for name in have if name not in (*texts, config.label)]
+    told = config.text is not None or config.name in GLUE or texts == trained
+    if unread and not told:
+        progress.say(
+            f"texts: of column {' and '.join(texts)}, not of {', '.join(unread[:SHOWN])}; name others with --text and"
+            " --text-pair"
+        )
+
+
 def check_columns(have: Sequence[str], where: str, texts: Sequence[str], label: str | None) -> None:
     options = dict(zip(texts, ("--text", "--text-pair"), strict=False))
     for name in (*texts, *([label] if label is not None else [])):

@@ -10,7 +10,6 @@ import numpy as np
 from autodisc.config import TaskConfig
 from autodisc.progress import Progress
 from autodisc.tasks import columns
-from autodisc.tasks.metrics import GLUE
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.splits import Split, make_split
 from autodisc.tasks.tokenising import encode_texts, features, tokenise
@@ -33,18 +32,9 @@ class Sentences(Rows):
         self.texts = columns.text_columns(self.config, have, trained=self.trained)
         for name, rows in raw.items():
             columns.check_columns(rows.column_names, name, self.texts, self.config.label)
-        self._tell_unread([name for name in have if name not in (*self.texts, self.config.label)])
+        columns.tell_unread(self.config, have, self.texts, self.trained, self.progress)
         self.labels = columns.Labels.of(raw["train"], self.config, self.metric, known, self.progress)
         return self.labels.names
-
-    def _tell_unread(self, names: Sequence[str]) -> None:
-        """Where the columns are only taken by their usual names."""
-        told = self.config.text is not None or self.config.name in GLUE or self.texts == self.trained
-        if names and not told:
-            self.progress.say(
-                f"texts: of column {' and '.join(self.texts)}, not of {', '.join(names[: columns.SHOWN])}; name others"
-                " with --text and --text-pair"
-            )
 
     @property
     def num_labels(self) -> int:

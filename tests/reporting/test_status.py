@@ -93,10 +93,16 @@ def test_a_command_that_was_killed_is_not_said_to_run(folder, monkeypatch):
     assert "last heard of" in lines(read_status(folder))[-1]
 
 
-def test_nothing_is_written_where_there_is_no_folder_yet(tmp_path):
+def test_nothing_is_written_where_there_is_no_folder_yet_or_a_lease_alone(tmp_path):
     with Noted(Silent(), tmp_path / "absent", "search").stage("set-up", None) as bar:
         bar.advance()
     assert not (tmp_path / "absent").exists()
+    (tmp_path / "absent" / "baseline-direct").mkdir(parents=True)
+    for folder in (tmp_path / "absent", tmp_path / "absent" / "baseline-direct"):
+        (folder / "running.lease").touch()
+    with Noted(Silent(), tmp_path / "absent", "search").stage("set-up", None) as bar:
+        bar.advance()
+    assert not (tmp_path / "absent" / "status.json").exists()
 
 
 def test_trials_of_a_running_search_are_counted_and_the_infeasible_never_best(folder):

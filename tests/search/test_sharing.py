@@ -13,7 +13,7 @@ from autodisc.errors import DivergedError, StudyError, TrainingError
 from autodisc.search import sharing
 from autodisc.search.journals import open_storage
 from autodisc.search.sharing import SharedStudy
-from autodisc.search.storage import tell
+from autodisc.search.storage import DIVERGED, tell
 
 POINT = {"x": 0.25}
 HEARTBEAT_S = 1
@@ -148,6 +148,14 @@ def test_a_point_that_keeps_ending_its_process_is_given_up(shared, monkeypatch, 
     said = "its process was ended 3 times; is memory short?"
     assert [t.user_attrs.get("error") for t in mine.study.trials] == [None, None, said]
     assert list(mine.trials([POINT])) == []
+
+
+def test_deaths_before_a_point_was_chosen_are_no_points(shared, monkeypatch):
+    mine = shared()
+    for _ in range(4):
+        trial = mine.study.ask()
+        mine._give_back(trial._trial_id, died=True)
+    assert not any(DIVERGED in trial.user_attrs for trial in mine.study.trials)
 
 
 def test_a_trial_that_its_process_gave_back_is_no_death(shared):
