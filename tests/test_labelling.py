@@ -43,7 +43,7 @@ def model(tmp_path_factory, tiny, word_tokenizer) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-    monkeypatch.setattr(files.read_rows, "__kwdefaults__", {"at_once": 16})
+    monkeypatch.setattr(files, "AT_ONCE", 16)
 
 
 def sentences(count: int, *, pair: bool = False) -> list[dict]:
@@ -241,7 +241,8 @@ def test_f1_of_a_file_is_refused_where_the_model_has_the_positive_class_as_anoth
 def test_of_f1_of_a_file_the_class_is_named_where_names_alone_decide(model, tmp_path, make_listener):
     heard, task = make_listener(), TaskConfig(name="toy", metric="f1")
     evaluate_file(model, written(tmp_path / "in.csv", sentences(9)), task=task, runtime=FP32, progress=heard)
-    (said,) = heard.said
+    told, said = heard.said
+    assert told.startswith("texts: of column sentence, not of ")
     assert said.startswith("f1: of class 'good', the model's class 1; where the other is meant")
 
 

@@ -79,8 +79,9 @@ class Noted:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether there is more in it than the lease of a command that may yet be refused."""
-    return any(path.suffix != ".lease" and path.is_file() for path in folder.rglob("*"))
+    """Whether it is there, and holds more than the lease of a command that may yet be refused."""
+    own = (path.suffix != ".lease" for path in folder.rglob("*") if path.is_file())
+    return folder.is_dir() and (next(own, True) or any(own))
 
 
 class _NotedBar:

@@ -286,7 +286,7 @@ def test_who_stood_still_while_another_took_over_computes_no_more(whole, copied,
 
     monkeypatch.setattr(running, "compute", taken_over)
     monkeypatch.setattr(running, "prepare", lambda *_: None)
-    with pytest.raises(LostLeaseError, match="another process has taken over"):
+    with pytest.raises(LostLeaseError, match="another may have taken over"):
         run(whole, copied)
 
 
