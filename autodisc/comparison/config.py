@@ -69,13 +69,14 @@ OF_A_STUDY = ("storage", "jobs", "backend")
 
 
 class ComparedTask(Section):
-    """A task and its teacher; where seeds or students are given they replace the comparison's."""
+    """A task and its teacher; what else is given replaces the comparison's."""
 
     name: str | None = Field(None, pattern=r"^[\w.-]+$", description="In results; none: the task's.")
     task: TaskConfig
     teacher: TeacherConfig = Field(description="With finetune it is made once, of the first seed.")
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     student_sparsities: tuple[float, ...] | None = Field(None, min_length=1)
+    secondary_seeds: int | None = Field(None, ge=0, description="0: neither `secondary` nor `searches` run here.")
 
     @field_validator("student_sparsities")
     @classmethod
@@ -131,7 +132,7 @@ class CompareSection(Section):
     def _limited(self) -> CompareSection:
         if left_out := [name for name in self.secondary if name not in self.strategies]:
             raise ValueError(f"secondary: '{left_out[0]}' is not among strategies; add it there")
-        if self.secondary and self.secondary_seeds is None:
+        if self.secondary and self.secondary_seeds is None and all(e.secondary_seeds is None for e in self.tasks):
             raise ValueError("secondary: limits nothing without secondary_seeds; give how many seeds these run with")
         return self
 
@@ -206,21 +207,23 @@ class ComparisonConfig(Section):
     @property
     def searches(self) -> dict[str, dict[str, Any]]:
         """Every search that the strategies or the frontier need, by name, with its overrides of ``search``."""
-        return self.searches_with(0)
+        return {
+            name: settings for entry in self.compare.tasks for name, settings in self.searches_with(entry, 0).items()
+        }
 
-    def searches_with(self, number: int) -> dict[str, dict[str, Any]]:
-        """Those of a task's seed of that number, from 0."""
-        needed = self.needed_with(number)
+    def searches_with(self, entry: ComparedTask, number: int) -> dict[str, dict[str, Any]]:
+        """Those of the task's seed of that number, from 0."""
+        needed = self.needed_with(entry, number)
         own = {name: settings for name, settings in SEARCHES.items() if f"search-{name}" in needed}
-        return own | (self.compare.searches if self._all_with(number) else {})
+        return own | (self.compare.searches if self._all_with(entry, number) else {})
 
-    def needed_with(self, number: int) -> set[str]:
-        """The kinds of cells that the strategies need with a task's seed of that number, from 0."""
-        left_out = () if self._all_with(number) else self.compare.secondary
+    def needed_with(self, entry: ComparedTask, number: int) -> set[str]:
+        """The kinds of cells that the strategies need with the task's seed of that number, from 0."""
+        left_out = () if self._all_with(entry, number) else self.compare.secondary
         return {kind for name in self.compare.strategies if name not in left_out for kind in NEEDS[name]}
 
-    def _all_with(self, number: int) -> bool:
-        limit = self.compare.secondary_seeds
+    def _all_with(self, entry: ComparedTask, number: int) -> bool:
+        limit = self.compare.secondary_seeds if entry.secondary_seeds is None else entry.secondary_seeds
         return limit is None or number < limit
 
     def study(self, cell: Cell, teachers: Path) -> StudyConfig:

@@ -101,6 +101,22 @@ def test_searches_of_the_frontier_and_secondary_strategies_are_run_with_some_see
     }
 
 
+def test_a_task_says_itself_with_how_many_seeds_secondary_strategies_run(settings, tmp_path):
+    values = settings(compare={"strategies": ["autodisc", "plain", "direct"], "secondary": ["plain"]})
+    values["compare"]["searches"] = {"steps-3": {"recovery": {"steps": 3}}}
+    first = values["compare"]["tasks"][0]
+    values["compare"]["tasks"] = [
+        first | {"secondary_seeds": 1},
+        first | {"student_sparsities": [0.95], "secondary_seeds": 0},
+    ]
+    comparison = make_comparison(values)
+    cells = {(cell.student, cell.seed, cell.kind) for cell in all_cells(comparison, tmp_path)}
+    secondary = {cell for cell in cells if cell[2] in ("plain", "search-steps-3")}
+    assert secondary == {(0.9, 0, "plain"), (0.9, 0, "search-steps-3")}
+    assert {cell[:2] for cell in cells if cell[2] == "direct"} == {(0.9, 0), (0.9, 1), (0.95, 0), (0.95, 1)}
+    assert set(comparison.searches) == {"recovered", "steps-3"}
+
+
 def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp_path):
     shared = ["maxidisc", "maxidisc-tpe", "rule-2.5x", "smallest", "largest", "random"]
     every, one = (
