@@ -77,6 +77,7 @@ class ComparedTask(Section):
     seeds: tuple[int, ...] | None = Field(None, min_length=1)
     student_sparsities: tuple[float, ...] | None = Field(None, min_length=1)
     secondary_seeds: int | None = Field(None, ge=0, description="0: neither `secondary` nor `searches` run here.")
+    searches: tuple[str, ...] | None = Field(None, description="Those of the comparison's that run here, by name.")
 
     @field_validator("student_sparsities")
     @classmethod
@@ -134,6 +135,9 @@ class CompareSection(Section):
             raise ValueError(f"secondary: '{left_out[0]}' is not among strategies; add it there")
         if self.secondary and self.secondary_seeds is None and all(e.secondary_seeds is None for e in self.tasks):
             raise ValueError("secondary: limits nothing without secondary_seeds; give how many seeds these run with")
+        asked = [name for entry in self.tasks for name in entry.searches or ()]
+        if unknown := [name for name in asked if name not in self.searches]:
+            raise ValueError(f"tasks: no search '{unknown[0]}'; known: {', '.join(self.searches) or 'none'}")
         return self
 
     @field_validator("searches")
@@ -175,9 +179,9 @@ class ComparisonConfig(Section):
                 "search.scorer: contradicts compare.strategies, which say it (autodisc, pruned); remove it"
             )
         if alone := [name for name in OF_A_STUDY if name in self.search.model_fields_set]:
+            way_out = "remove it" + ("" if alone[0] == "storage" else ", and give compare.jobs or --workers")
             raise ValueError(
-                f"search.{alone[0]}: of a study alone, a comparison's searches lie in its own folder; remove it, and"
-                " give compare.jobs or --workers"
+                f"search.{alone[0]}: of a study alone, a comparison's searches lie in its own folder; {way_out}"
             )
         grid = self.search.low is None and self.search.balances == (0.0,)
         if not grid or self.search.trials is not None or self.search.prune:
@@ -215,7 +219,8 @@ class ComparisonConfig(Section):
         """Those of the task's seed of that number, from 0."""
         needed = self.needed_with(entry, number)
         own = {name: settings for name, settings in SEARCHES.items() if f"search-{name}" in needed}
-        return own | (self.compare.searches if self._all_with(entry, number) else {})
+        more = self.compare.searches if self._all_with(entry, number) else {}
+        return own | {name: more[name] for name in more if entry.searches is None or name in entry.searches}
 
     def needed_with(self, entry: ComparedTask, number: int) -> set[str]:
         """The kinds of cells that the strategies need with the task's seed of that number, from 0."""

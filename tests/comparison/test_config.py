@@ -66,6 +66,7 @@ def test_what_contradicts_the_comparison_is_refused(settings, entry):
             {"compare": {"tasks": [{**entry, "name": ".."}]}},
             r"compare.tasks.0: name: got '..'; expected a name without / and \\, since folders are named after it$",
         ),
+        ({"compare": {"tasks": [{**entry, "searches": ["steps-3"]}]}}, "no search 'steps-3'; known: none"),
         ({"compare": {"tasks": [{**entry, "seeds": []}]}}, "seeds"),
         ({"compare": {"tasks": [{**entry, "student_sparsities": []}]}}, "student_sparsities"),
         ({"compare": {"tasks": [{**entry, "taks": 1}]}}, "taks"),
@@ -103,18 +104,24 @@ def test_searches_of_the_frontier_and_secondary_strategies_are_run_with_some_see
 
 def test_a_task_says_itself_with_how_many_seeds_secondary_strategies_run(settings, tmp_path):
     values = settings(compare={"strategies": ["autodisc", "plain", "direct"], "secondary": ["plain"]})
-    values["compare"]["searches"] = {"steps-3": {"recovery": {"steps": 3}}}
+    values["compare"]["searches"] = {f"steps-{steps}": {"recovery": {"steps": steps}} for steps in (3, 4)}
     first = values["compare"]["tasks"][0]
     values["compare"]["tasks"] = [
         first | {"secondary_seeds": 1},
         first | {"student_sparsities": [0.95], "secondary_seeds": 0},
+        first | {"name": "again", "secondary_seeds": 2, "searches": ["steps-3"]},
     ]
     comparison = make_comparison(values)
-    cells = {(cell.student, cell.seed, cell.kind) for cell in all_cells(comparison, tmp_path)}
-    secondary = {cell for cell in cells if cell[2] in ("plain", "search-steps-3")}
-    assert secondary == {(0.9, 0, "plain"), (0.9, 0, "search-steps-3")}
-    assert {cell[:2] for cell in cells if cell[2] == "direct"} == {(0.9, 0), (0.9, 1), (0.95, 0), (0.95, 1)}
-    assert set(comparison.searches) == {"recovered", "steps-3"}
+    cells = [(cell.task, cell.student, cell.seed, cell.kind) for cell in all_cells(comparison, tmp_path)]
+    where = {
+        kind: {cell[:3] for cell in cells if cell[3] == kind}
+        for kind in ("plain", "search-steps-3", "search-steps-4", "direct")
+    }
+    again = {("again", 0.9, 0), ("again", 0.9, 1)}
+    assert where["plain"] == where["search-steps-3"] == {("mine", 0.9, 0)} | again
+    assert where["search-steps-4"] == {("mine", 0.9, 0)}
+    assert where["direct"] == {("mine", student, seed) for student in (0.9, 0.95) for seed in (0, 1)} | again
+    assert set(comparison.searches) == {"recovered", "steps-3", "steps-4"}
 
 
 def test_strategies_that_differ_in_what_they_try_share_their_cells(settings, tmp_path):
