@@ -13,7 +13,7 @@ INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-versi
 # A file's tests share fixtures and stay on one core; a model is too small for a second thread.
 SIDE_BY_SIDE := -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all test-services test-browser screenshots docs figures style bench clean
+.PHONY: demo test test-all test-services test-browser test-systems screenshots docs figures style bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/autodisc demo
@@ -29,6 +29,10 @@ test-services: $(VENV)/.services
 
 test-browser: $(VENV)/.browser
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m browser -rs tests/browser
+
+# The last two at once: both wait more than they compute.
+test-systems: $(VENV)/.systems
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m '(services or browser) and not slow' -rs tests/browser tests/services tests/comparison tests/distillation tests/search
 
 screenshots: $(VENV)/.browser
 	$(BIN)/python docs/screenshots.py
@@ -62,9 +66,9 @@ $(VENV)/.services: extras = demo,test,services
 $(VENV)/.browser: extras = browser
 $(VENV)/.docs: extras = docs
 $(VENV)/.style: extras = style
-# Two sets at once, for who wants both: pip looks at everything each time.
-$(VENV)/.checks: extras = style,docs
-$(VENV)/.checks: stamps = $(VENV)/.style $(VENV)/.docs
+# Several sets at once, for who wants them all: pip looks at everything each time.
+$(VENV)/.checks: extras = demo,test,style,docs
+$(VENV)/.checks: stamps = $(VENV)/.test $(VENV)/.style $(VENV)/.docs
 $(VENV)/.systems: extras = demo,test,services,browser
 $(VENV)/.systems: stamps = $(VENV)/.services $(VENV)/.browser
 $(addprefix $(VENV)/.,demo test services browser docs style checks systems): $(VENV)/bin/python pyproject.toml constraints.txt

@@ -162,10 +162,14 @@ class Ledger:
         """Add what another process booked; ``elapsed_s`` is by how much that made this run longer on the clock."""
         for name, cost in other.stages.items():
             self.charge(name, cost)
-        for key, rows in other.paid.items():
-            self.paid[key] = self.paid[key] | rows if key in self.paid else rows
+        self.share(other)
         self.decisions |= other.decisions
         self.beside_s += other.total.seconds - elapsed_s
+
+    def share(self, other: Ledger) -> None:
+        """Not pay again for what ``other`` has."""
+        for key, rows in other.paid.items():
+            self.paid[key] = self.paid[key] | rows if key in self.paid else rows
 
     def as_dict(self) -> dict[str, Any]:
         """``{"seconds", "flops", "tokens", "peak_mib", "elapsed_s", "stages": {name: the first four}, "decisions"}``.
@@ -218,8 +222,7 @@ def take_paid(ledger: Ledger, path: Path) -> None:
     """Let ``ledger`` not pay again for what another part of the same strategy has, whose own was kept in ``path``."""
     other = Ledger()
     resume_ledger(other, path)
-    for key, rows in other.paid.items():
-        ledger.paid[key] = ledger.paid[key] | rows if key in ledger.paid else rows
+    ledger.share(other)
 
 
 def flop_counter() -> Any:

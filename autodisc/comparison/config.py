@@ -82,7 +82,7 @@ class ComparedTask(Section):
     @field_validator("student_sparsities")
     @classmethod
     def _students(cls, values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        return values and tuple(check_sparsity("student_sparsities", value, zero=False) for value in values)
+        return values and tuple(check_sparsity(value, zero=False) for value in values)
 
     @property
     def label(self) -> str:
@@ -117,7 +117,7 @@ class CompareSection(Section):
     @field_validator("student_sparsities")
     @classmethod
     def _students(cls, values: tuple[float, ...]) -> tuple[float, ...]:
-        return tuple(check_sparsity("student_sparsities", value, zero=False) for value in values)
+        return tuple(check_sparsity(value, zero=False) for value in values)
 
     @field_validator("strategies", "secondary")
     @classmethod

@@ -64,7 +64,7 @@ def check_name(value: str) -> str:
     return value
 
 
-def check_sparsity(field: str, value: float, *, zero: bool = True) -> float:
+def check_sparsity(value: float, *, zero: bool = True) -> float:
     """``value``, a removed fraction in [0, 1) ((0, 1) where ``zero`` is false); raises ValueError otherwise."""
     if 0.0 < value < 1.0 or (zero and value == 0.0):
         return value

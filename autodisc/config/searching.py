@@ -174,7 +174,7 @@ class SearchConfig(Section):
         if not values:
             raise ValueError("got an empty grid; give at least one sparsity")
         for value in values:
-            check_sparsity("sparsities", value)
+            check_sparsity(value)
         return tuple(sorted(set(values)))
 
 

@@ -176,7 +176,7 @@ class StudyConfig(Section):
     @field_validator("student_sparsity")
     @classmethod
     def _student(cls, value: float | None) -> float | None:
-        return None if value is None else check_sparsity("student_sparsity", value, zero=False)
+        return None if value is None else check_sparsity(value, zero=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -20,7 +20,7 @@ import numpy as np
 
 from autodisc.config import Kind, MetricName
 from autodisc.errors import DivergedError
-from autodisc.tasks.sums import RESAMPLES, SUMS, draws
+from autodisc.tasks.sums import RESAMPLES, SUMS, draws, ratio
 
 CORRELATIONS: tuple[MetricName, ...] = ("pearson", "spearman", "pearson_spearman")
 _PARTS: dict[str, tuple[MetricName, ...]] = {
@@ -214,8 +214,8 @@ def _from_counts(name: str, counts: np.ndarray, classes: Sequence[int] | np.ndar
     if name == "matthews":  # Gorodkin's form for V classes
         covariance = hits.sum(axis=1) * n - (actual * predicted).sum(axis=1)
         spread = (n**2 - (actual**2).sum(axis=1)) * (n**2 - (predicted**2).sum(axis=1))
-        return _ratio(covariance, np.sqrt(spread))
-    f1 = _ratio(2 * hits, actual + predicted)  # (R, V)
+        return ratio(covariance, np.sqrt(spread))
+    f1 = ratio(2 * hits, actual + predicted)  # (R, V)
     if name == "f1_macro":  # over the classes that occur, as in scikit-learn
         return f1.sum(axis=1) / np.maximum((actual + predicted > 0).sum(axis=1), 1)
     positive = f1[:, np.asarray(classes) == 1].sum(axis=1)  # 0 where class 1 never occurs
@@ -232,9 +232,4 @@ def _correlations(name: str, predictions: np.ndarray, labels: np.ndarray) -> np.
         predictions, labels = rankdata(predictions, axis=1), rankdata(labels, axis=1)
     x = predictions - predictions.mean(axis=1, keepdims=True, dtype=np.float64)
     y = labels - labels.mean(axis=1, keepdims=True, dtype=np.float64)
-    return _ratio((x * y).sum(axis=1), np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-    """``top / bottom``, and 0 where ``bottom`` is 0."""
-    return np.divide(top, bottom, out=np.zeros(np.shape(top), np.float64), where=bottom > 0)
+    return ratio((x * y).sum(axis=1), np.sqrt((x * x).sum(axis=1) * (y * y).sum(axis=1)))

@@ -36,19 +36,19 @@ Sums = np.ndarray  # (R, columns), fp64
 
 
 def _entity_f1(said: Sums, true: Sums) -> np.ndarray:
-    return _share(2 * said[:, HITS], said[:, PREDICTED] + true[:, ENTITIES])
+    return ratio(2 * said[:, HITS], said[:, PREDICTED] + true[:, ENTITIES])
 
 
 def _word_accuracy(said: Sums, true: Sums) -> np.ndarray:
-    return _share(said[:, WORDS_RIGHT], true[:, WORDS])
+    return ratio(said[:, WORDS_RIGHT], true[:, WORDS])
 
 
 def _bits_saved(said: Sums, true: Sums) -> np.ndarray:
-    return 1 - _share(said[:, NLL], true[:, UNIFORM_NLL])
+    return 1 - ratio(said[:, NLL], true[:, UNIFORM_NLL])
 
 
 def _perplexity(said: Sums, true: Sums) -> np.ndarray:
-    return np.exp(_share(said[:, NLL], true[:, TOKENS]))
+    return np.exp(ratio(said[:, NLL], true[:, TOKENS]))
 
 
 def _one_tag(labels: np.ndarray) -> np.ndarray:
@@ -117,6 +117,6 @@ def _checked(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, n
     return predictions, labels
 
 
-def _share(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
+def ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
     """``top / bottom``, and 0 where ``bottom`` is 0."""
     return np.divide(top, bottom, out=np.zeros(np.shape(top), np.float64), where=bottom > 0)
