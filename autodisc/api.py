@@ -24,7 +24,7 @@ from autodisc.errors import StudyError
 from autodisc.files import disk_errors, is_free, refuse_here
 from autodisc.finished import RANKING, Finished, open_finished, storage_of
 from autodisc.models.checkpoints import load, load_model_config, save_model
-from autodisc.opening import as_trained, open_workspace
+from autodisc.opening import as_trained, open_workspace, settled
 from autodisc.preparing import (
     check_varied,
     keep_ranking,
@@ -93,7 +93,7 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
 
     Raises StudyError when ``out`` holds a study made with another configuration.
     """
-    place = Place.of(out)
+    config, place = settled(config), Place.of(out)
     check_launched(config)
     with disk_errors(out), place.alone(config, FREE, progress) as lease:
         done = made(out, "search")
@@ -123,6 +123,11 @@ def search(config: StudyConfig, out: Path, *, progress: Progress | None = None) 
             mark(study, place)
             if shared:
                 publish(study, portable(config))
+                if config.search.jobs > 1:
+                    space.workshop.progress.say(
+                        "search.jobs: one trial at a time in each process of a shared study; start more of them with"
+                        " 'autodisc worker'"
+                    )
             keep_ranking(space, out)
             teacher = _measure_teacher(seen, study)
             if not teacher.feasible(config.search.margin):
@@ -172,7 +177,7 @@ def _measure_teacher(seen: Workspace, study: Study) -> Score:
 
 def predict_search(config: StudyConfig, *, progress: Progress | None = None) -> dict[str, Any]:
     """What ``search`` would cost from nothing, from a few real batches; leaves tokens in the cache, and no study."""
-    space = open_workspace(config, progress=progress)
+    space = open_workspace(settled(config), progress=progress)
     with space.workshop.progress.stage("measuring", None):
         return {"predicted": rehearsal.predict_search(space)}
 
@@ -241,7 +246,7 @@ def _distil(space: Workspace, finished: Finished, chosen: dict[str, Any], folder
 @on_each_process("out")
 def baseline(config: StudyConfig, strategy: str, out: Path, *, progress: Progress | None = None) -> dict[str, Any]:
     """What autodisc is compared with: ``maxidisc`` (multi-trial search) or ``direct`` (no assistant)."""
-    place = Place.of(out / f"baseline-{strategy}")
+    config, place = settled(config), Place.of(out / f"baseline-{strategy}")
     check_launched(config)
     with disk_errors(out), place.alone(config, FREE_IN_BASELINE, progress) as lease:
         done = made(out, "baseline", strategy=strategy)

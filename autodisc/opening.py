@@ -13,7 +13,7 @@ from autodisc.caches import default_folder
 from autodisc.config import Kind, StudyConfig, TaskConfig
 from autodisc.costs import Ledger
 from autodisc.distillation.schedule import Workshop
-from autodisc.errors import ConfigError, ModelError
+from autodisc.errors import AutodiscError, ConfigError, ModelError
 from autodisc.models.checkpoints import (
     FINE_TUNED,
     TRAINED_LENGTH,
@@ -59,6 +59,12 @@ def open_workspace(config: StudyConfig, *, progress: Progress | None = None, fin
         labels = None if finetune else _known(config, head)
         for each in filter(None, (name, None if finetune else config.student_model)):
             check_family(each, load_model_config(each), head)
+        trained = None if finetune else trained_length(load_model_config(name))
+        if trained is not None and trained > config.task.max_length:
+            progress.say(
+                f"texts: cut at {config.task.max_length} tokens (task.max_length), where the teacher was trained on"
+                f" {trained}"
+            )
         tokenizer = load_tokenizer(name, words=finetune and head == "token")
         task = load_task(
             config.task,
@@ -140,12 +146,24 @@ def _known(config: StudyConfig, head: Head) -> tuple[str, ...] | None:
         )
     if head == "sequence":
         refuse_many_labels(config.teacher.model, found)
-    return None if head == "causal" else label_names(found)
+    names = None if head == "causal" else label_names(found)
+    if names is not None and len(set(names)) < len(names):
+        raise ModelError(
+            f"teacher: {config.teacher.model}: two of its classes have the same name (id2label); rename one"
+        )
+    return names
 
 
 def label_names(config: Any) -> tuple[str, ...] | None:
     """The classes of a classifier in its own order; None for a regression."""
-    return tuple(config.id2label[i] for i in range(config.num_labels)) if config.num_labels > 1 else None
+    if config.num_labels <= 1:
+        return None
+    if missing := sorted(set(range(config.num_labels)) - set(config.id2label)):
+        raise ModelError(
+            f"model: id2label of its config names {', '.join(map(str, sorted(config.id2label)))} and not {missing[0]};"
+            f" expected the outputs 0 to {config.num_labels - 1}"
+        )
+    return tuple(config.id2label[i] for i in range(config.num_labels))
 
 
 def as_trained(task: TaskConfig, config: Any) -> TaskConfig:
@@ -153,6 +171,17 @@ def as_trained(task: TaskConfig, config: Any) -> TaskConfig:
     length = trained_length(config)
     asked = length is None or "max_length" in task.model_fields_set
     return task if asked else task.model_copy(update={"max_length": length})
+
+
+def settled(config: StudyConfig) -> StudyConfig:
+    """``config``, its texts cut as in the teacher's training where it does not say where to cut them."""
+    if "max_length" in config.task.model_fields_set:
+        return config
+    try:
+        task = as_trained(config.task, load_model_config(config.teacher.model))
+    except AutodiscError:  # said when the teacher is opened, if it still is
+        return config
+    return config.model_copy(update={"task": task})
 
 
 def cache_folder(config: StudyConfig) -> Path:

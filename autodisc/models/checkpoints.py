@@ -195,11 +195,18 @@ def load(path: str | Path, *, verify: bool = True) -> PreTrainedModel:
 
 
 def load_model_config(name: str | Path) -> PretrainedConfig:
-    """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had."""
+    """The configuration of a model in a folder or on the hub; raises ModelError when it cannot be had.
+
+    How it answers whom it was made for is left behind: attentions beside the logits, which only one kernel gives and a
+    model cannot be saved with, hidden states, tuples.
+    """
     name = resolve(name)
     where, of_gguf = _opened_by(name)
     with _explained(where):
-        return AutoConfig.from_pretrained(where, **of_gguf, **SAFE)
+        config = AutoConfig.from_pretrained(where, **of_gguf, **SAFE)
+    config.output_attentions = config.output_hidden_states = False
+    config.return_dict = True
+    return config
 
 
 def load_tokenizer(name: str | Path, *, words: bool = False) -> PreTrainedTokenizerBase:

@@ -51,8 +51,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
     for setting in layout.unknown:
         if getattr(config, setting, None):
             raise ModelError(
-                f"model: {config.model_type} with {setting}={getattr(config, setting)} has modules that its layout in"
-                " autodisc/models/layouts_autodisc.py does not name; give a model without"
+                f"model: {config.model_type} with {setting}={getattr(config, setting)} has modules or masks that its"
+                " layout in autodisc/models/layouts_autodisc.py does not cover; give a model without"
             )
     return layout
 

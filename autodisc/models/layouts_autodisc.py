@@ -62,7 +62,7 @@ class Layout:
     config_hidden: str = "hidden_size"
     config_layers: str = "num_hidden_layers"
     config_activation: str = "hidden_act"
-    unknown: tuple[str, ...] = ()  # settings that must be off: modules that no name above covers
+    unknown: tuple[str, ...] = ()  # settings that must be off: modules or masks that nothing here covers
     heads: tuple[Head, ...] = ("sequence", "token")
     names: Mapping[Head, str] = field(default_factory=dict)  # of classes that are not prefix + suffix
 
@@ -99,6 +99,7 @@ _BERT = Layout(
     head_counts=("attention.self.num_attention_heads",),
     head_sizes=("attention.self.all_head_size",),
     standard=True,
+    unknown=("is_decoder", "add_cross_attention"),  # each word would see those before it alone
 )
 
 _DISTILBERT = Layout(

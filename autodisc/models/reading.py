@@ -52,7 +52,7 @@ class Reader(Protocol):
 def _nll(logits: torch.Tensor, labels: torch.Tensor) -> np.ndarray:
     rows = zip(logits, labels, strict=True)
     sums = [F.cross_entropy(row.float(), own, ignore_index=IGNORED, reduction="sum") for row, own in rows]
-    nll = torch.stack(sums)[:, None].double().cpu().numpy()
+    nll = torch.stack(sums)[:, None].cpu().double().numpy()
     check_finite(nll, "losses")
     return nll
 

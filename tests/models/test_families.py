@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import DebertaV2Config, GPT2Config, Phi3Config
+from transformers import BertConfig, DebertaV2Config, GPT2Config, Phi3Config
 
 from autodisc.errors import ModelError
 from autodisc.models.checkpoints import Kept
@@ -193,8 +193,10 @@ def test_a_family_without_a_layout_is_refused_by_name_with_the_supported_ones():
 
 
 @pytest.mark.parametrize(
-    "config", [DebertaV2Config(conv_kernel_size=3), GPT2Config(add_cross_attention=True)], ids=["deberta", "gpt2"]
+    "config",
+    [DebertaV2Config(conv_kernel_size=3), GPT2Config(add_cross_attention=True), BertConfig(is_decoder=True)],
+    ids=["deberta", "gpt2", "bert"],
 )
-def test_a_configuration_with_modules_that_no_layout_names_is_refused(config):
-    with pytest.raises(ModelError, match=r"(conv_kernel_size=3|add_cross_attention=True) has modules"):
+def test_a_configuration_with_modules_or_masks_that_no_layout_covers_is_refused(config):
+    with pytest.raises(ModelError, match=r"(conv_kernel_size=3|(add_cross_attention|is_decoder)=True) has modules"):
         layout_of(config)
