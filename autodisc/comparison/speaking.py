@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from autodisc.comparison.cells import Cell, Recorded
+from autodisc.comparison.cells import SHARED, Cell, Recorded
+from autodisc.comparison.strategies import RULE
+from autodisc.config import DistillationConfig
 from autodisc.reporting import units
 from autodisc.reporting.comparison import Section
 from autodisc.reporting.gains import Comparison
 from autodisc.reporting.provenance import DOUBTFUL
 
 SEARCH, SCHEDULE, REGRET = 0.05, 0.20, 0.005  # what autodisc sets out to keep below
+OF_SECONDS = ("hardware", "cpus", "precision", "torch")
 TOLD = 0.005  # the smallest difference that should show
 
 
@@ -63,6 +66,29 @@ def _over(comparison: Comparison) -> str:
     )
 
 
+def _unlike(section: Section, records: Sequence[Recorded]) -> list[str]:
+    """Where a strategy's name promises something else than what was run."""
+    found = []
+    settings = next((r.values["config"] for r in records if r.cell.kind != SHARED), None)
+    training = None if settings is None else DistillationConfig.model_validate(settings["distillation"])
+    if section.strategy("released") and training and training.epochs != training.last_epochs:
+        found.append(
+            f"released trains its student in {units.plural(training.epochs, 'epoch')}, as its authors' code does, where"
+            f" autodisc's has {training.last_epochs}."
+        )
+    if section.strategy("pruned") and settings and settings["search"]["importance"]["criterion"] != "fisher":
+        found.append("pruned has the ranking of all here; alone, --scorer pruned would rank by Fisher's criterion.")
+    rule = section.strategy(RULE.name)
+    for told in dict.fromkeys(rule.assistants if rule else ()):
+        times = None if told == units.NONE else (1 - float(told)) / (1 - section.student_sparsity)
+        if times is not None and abs(times - 2.5) > 0.05:
+            found.append(
+                f"The assistant of the 2.5 × rule, {told}, has {times:.3g} times the student's scale: the nearest that"
+                " was tried."
+            )
+    return found
+
+
 def caveats(
     section: Section, records: Sequence[Recorded], missing: Sequence[Cell], failed: Mapping[Cell, str]
 ) -> tuple[str, ...]:
@@ -83,6 +109,7 @@ def caveats(
             f"Of {len(seeds)} seeds some strategies have fewer: {listed}. Compare them in the paired differences, which"
             " are over the seeds that both have; with one seed an interval is over test examples alone."
         )
+    found += _unlike(section, records)
     undecided = [r for r in records if r.cell.kind.startswith("search-") and r.result["best"] is None]
     for record in undecided:
         found.append(
@@ -95,7 +122,7 @@ def caveats(
         found.append(DOUBTFUL)
     if any(record.values["environment"].get("dirty") for record in records):
         found.append("The source had changes that its revision does not hold.")
-    machines = {(r.values["environment"]["hardware"], r.values["environment"]["precision"]) for r in records}
+    machines = {tuple(str(r.values["environment"].get(name)) for name in OF_SECONDS) for r in records}
     if len(machines) > 1:
         found.append("Cells are of several machines; their seconds cannot be compared, their FLOPs can.")
     found.append("Seconds were taken with other cells running beside; FLOPs do not depend on that.")

@@ -103,7 +103,7 @@ def _section(
     views = _views(config, groups)
     lines = _strategy_lines(views, groups, rng, resamples)
     differences = tuple(
-        DifferenceLine(found, found.p if other in QUESTIONS else None)
+        DifferenceLine(found, found.p if other in QUESTIONS and len(found.by_seed) > 1 else None)
         for other in (*QUESTIONS, *OTHERS)
         if (found := _difference(views, groups, other, resamples)) is not None
     )

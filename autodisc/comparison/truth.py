@@ -20,6 +20,8 @@ from autodisc.reporting.gains import FrontierPoint, compare, frontier
 from autodisc.reporting.statistics import Interval, Results
 
 LAMS = (0.1, 0.2, 0.5)
+# Lines of the frontier by the student that is delivered, with its own start or assistant: beside it, not on it.
+APART = {name: f"{name}: its own student" for name in ("autodisc", "balanced-tpe", "balanced-gp", "released")}
 _Way = tuple[
     str, Mapping[int, Spent], Mapping[int, float], Interval | None
 ]  # setting, paid, regret by seed, its bounds
@@ -122,29 +124,37 @@ def frontier_of(
         }
         spent = {seed: part.spent for seed, part in parts.items()}
         add(f"recovered, {part_of}", spent, {seed: part.regret for seed, part in parts.items()})
-    for name in ("maxidisc", "maxidisc-tpe", DIRECT):
+    for name in ("maxidisc", "maxidisc-tpe", DIRECT, *APART):
         students = {
             seed: float(by_seed[seed][view.students[0][0]].result["metric"])
             for seed, view in views.get(name, {}).items()
             if seed in whole
         }
         searched = {seed: views[name][seed].search for seed in students}
-        add(name, searched, {seed: max(truths[seed].students) - metric for seed, metric in students.items()})
+        add(
+            APART.get(name, name),
+            searched,
+            {seed: max(truths[seed].students) - metric for seed, metric in students.items()},
+        )
     return _lines(found, {seed: view.spent for seed, view in whole.items()})
 
 
 def _lines(found: Sequence[_Way], whole: Mapping[int, Spent]) -> tuple[FrontierLine, ...]:
-    """Each over its own seeds, and what is on the frontier by the seeds that all have, the cheapest first."""
-    shared = [seed for seed in whole if all(seed in regrets for _, _, regrets, _ in found)]
+    """Each over its own seeds, and what is on the frontier by the seeds that all have, the cheapest first.
+
+    ``direct``, which chooses no assistant, and students of their own are no points of it.
+    """
+    apart = tuple(APART.values())
+    shared = [seed for seed in whole if all(seed in regrets for name, _, regrets, _ in found if name not in apart)]
     lines, points = [], []
     for setting, paid, regrets, interval in found:
         total, spent = (sum((by_seed[seed] for seed in regrets), NOTHING) for by_seed in (whole, paid))
         shares = spent.seconds / total.seconds, spent.flops / total.flops
         regret, cost, common = fmean(list(regrets.values())), None, None
-        if shared:
+        if shared and set(shared) <= regrets.keys():
             cost = sum(paid[seed].flops for seed in shared) / sum(whole[seed].flops for seed in shared)
             common = fmean([regrets[seed] for seed in shared])
-            if setting != DIRECT:  # which chooses no assistant
+            if setting not in (DIRECT, *apart):
                 points.append(FrontierPoint(setting, cost, common))
         lines.append(FrontierLine(setting, *shares, regret, interval, tuple(regrets), cost, common, False))
     best = {point.setting for point in frontier(points)}
@@ -177,7 +187,9 @@ def objectives_of(
         if own.name not in names:
             resamples = config.compare.resamples
             gain = compare(pairs, ours=names[0], theirs=own.name, rng=rng, resamples=resamples)
-            lines.append(DifferenceLine(replace(gain, ours=", ".join(names)), gain.p))
+            lines.append(
+                DifferenceLine(replace(gain, ours=", ".join(names)), gain.p if len(gain.by_seed) > 1 else None)
+            )
     return tuple(lines)
 
 

@@ -132,15 +132,17 @@ def section_tables(section: Section) -> tuple[Table, ...]:
 
 
 def overview_table(sections: Sequence[Section]) -> Table:
-    """A row for each task and student sparsity that has been computed, and the means of what has the same unit."""
+    """A row for each task and student sparsity that has been computed, and the means over tasks of what has the same
+    unit."""
     head = ("task", "student's sparsity", "seeds", "autodisc", "maxidisc", "regret, points")
     costs = ("search: % time", "% FLOPs", "schedule: % time", "% FLOPs")
-    rows, numbers = [], []
+    rows, numbers, tasks = [], [], []
     for section in sections:
         ours, best, choice = section.strategy("autodisc"), section.strategy("maxidisc"), section.choice
         if ours is None:
             continue
         shares = (ours.search_seconds_share, ours.search_flops_share, ours.seconds_share, ours.flops_share)
+        tasks.append(section.task)
         numbers.append((None if choice is None else choice.regret, *shares))
         rows.append(
             (
@@ -158,7 +160,7 @@ def overview_table(sections: Sequence[Section]) -> Table:
             )
         )
     if len(rows) > 1:
-        regret, *means = (_mean_of(column) for column in zip(*numbers, strict=True))
+        regret, *means = (_mean_of(tasks, column) for column in zip(*numbers, strict=True))
         empty = (units.NONE,) * len(COMPARED)
         last = ("mean", *(units.NONE,) * 4, _with_bounds(regret, None, points=True), *empty, *map(units.share, means))
         rows += [last] if set(last[1:]) != {units.NONE} else []
@@ -167,32 +169,36 @@ def overview_table(sections: Sequence[Section]) -> Table:
 
 
 def choices_table(sections: Sequence[Section]) -> Table:
-    """What each objective's choice loses in the mean of all tasks and students; no rows for a single one.
+    """What each objective's choice loses in the mean of all tasks; no rows for a single section.
 
-    A task counts once, whatever its seeds; the interval is a t-interval over tasks, and takes them as drawn from all.
+    A task counts once, whatever its seeds and students; the interval is a t-interval over tasks, and takes them as
+    drawn from all. Excess is of the tasks with two seeds.
     """
     scorers = [section.fidelity[0].scorer for section in sections if section.fidelity]
-    of_one = [{line.objective: line for line in section.fidelity if line.scorer in scorers[:1]} for section in sections]
-    found = [lines for lines in of_one if lines]
+    of_one = [
+        (section.task, {line.objective: line for line in section.fidelity if line.scorer in scorers[:1]})
+        for section in sections
+    ]
+    found = [(task, lines) for task, lines in of_one if lines]
     regrets: dict[str, list[float]] = {}
-    for name in found[0] if len(found) > 1 else ():
-        known = [lines[name].regret for lines in found if name in lines]
-        values = [regret for regret in known if regret is not None]
-        if len(values) == len(found):
-            regrets[name] = values
+    for name in found[0][1] if len(found) > 1 else ():
+        known = [(task, lines[name].regret) for task, lines in found if name in lines]
+        told = [(task, regret) for task, regret in known if regret is not None]
+        if len(told) == len(found):
+            regrets[name] = _by_task(told)
     own = regrets.get(sections[0].tradeoff)
     rows = []
     for name, values in sorted(regrets.items(), key=lambda item: fmean(item[1])):
-        rest = [fmean(values[:i] + values[i + 1 :]) for i in range(len(values))]
-        excess = [value for lines in found if (value := lines[name].excess) is not None]
+        rest = [fmean(values[:i] + values[i + 1 :]) for i in range(len(values)) if len(values) > 1]
+        excess = _by_task([(task, value) for task, lines in found if (value := lines[name].excess) is not None])
         more = None if own is None else t_interval([a - b for a, b in zip(values, own, strict=True)])
         rows.append(
             (
                 name,
                 f"{100 * fmean(values):.2f}",
-                f"{100 * min(rest):.2f} to {100 * max(rest):.2f}".replace("-", "−"),
+                f"{100 * min(rest):.2f} to {100 * max(rest):.2f}".replace("-", "−") if rest else units.NONE,
                 f"{100 * max(values):.2f}",
-                f"{100 * fmean(excess):+.2f}".replace("-", "−") if len(excess) == len(found) else units.NONE,
+                f"{100 * fmean(excess):+.2f}".replace("-", "−") if excess else units.NONE,
                 units.NONE if more is None or name == sections[0].tradeoff else bounds(more, points=True),
             )
         )
@@ -204,14 +210,26 @@ def choices_table(sections: Sequence[Section]) -> Table:
         "excess, points",
         "more than the study's tradeoff",
     )
-    title = f"All tasks: what a choice loses against the best assistant, in the mean of {len(found)} tasks and students"
+    tasks = len(dict.fromkeys(task for task, _ in found))
+    title = (
+        f"All tasks: what a choice loses against the best assistant, in the mean of {units.plural(tasks, 'task')}, of"
+        f" {len(found)} students"
+    )
     marked = next((i for i, row in enumerate(rows) if row[0] == sections[0].tradeoff), None)
     return Table(title, columns, tuple(rows), marked=marked)
 
 
-def _mean_of(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return sum(known) / len(known) if known else None
+def _by_task(values: Sequence[tuple[str, float]]) -> list[float]:
+    """The mean of each task's students, in the order of the first."""
+    found: dict[str, list[float]] = {}
+    for task, value in values:
+        found.setdefault(task, []).append(value)
+    return [fmean(of_one) for of_one in found.values()]
+
+
+def _mean_of(tasks: Sequence[str], values: Sequence[float | None]) -> float | None:
+    known = [(task, value) for task, value in zip(tasks, values, strict=True) if value is not None]
+    return fmean(_by_task(known)) if known else None
 
 
 def _strategy_table(section: Section) -> Table:

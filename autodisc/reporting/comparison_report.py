@@ -151,7 +151,8 @@ def frontier_data(section: Section) -> tuple[Mark, ...]:
 
 
 def _shared_seeds(section: Section) -> str:
-    shared = [s for s in section.frontier[0].seeds if all(s in line.seeds for line in section.frontier)]
+    known = [line for line in section.frontier if line.shared_regret is not None]
+    shared = [seed for seed in known[0].seeds if all(seed in line.seeds for line in known)] if known else []
     return ", ".join(map(str, shared))
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from autodisc.comparison.cells import Cell, write_failure
+from autodisc.comparison.cells import Cell, Recorded, write_failure
 from autodisc.comparison.config import make_comparison
 from autodisc.comparison.plan import all_cells, recorded
 from autodisc.comparison.running import run
+from autodisc.comparison.speaking import caveats
 from autodisc.comparison.summary import report, summarize
 from autodisc.errors import StudyError
 from autodisc.models.checkpoints import save_model
@@ -199,6 +200,33 @@ def test_the_frontier_has_what_no_assistant_would_lose(whole, copied):
     assert (line.flops_share, line.seconds_share) == (0.0, 0.0)
 
 
+def test_beside_the_frontier_stand_students_with_a_start_of_their_own(whole, copied):
+    Cell("mine", 1, 0.9, "released").path(copied).unlink()
+    found = section(whole, copied)
+    lines = {line.setting: line for line in found.frontier}
+    ours, released = lines["autodisc: its own student"], lines["released: its own student"]
+    truth = {line.sparsity: line.by_seed for line in found.truth if line.sparsity is not None}
+    best = sum(map(max, zip(*truth.values(), strict=True))) / 2
+    assert ours.regret == pytest.approx(best - found.strategy("autodisc").metric.estimate)
+    assert ours.flops_share == pytest.approx(found.strategy("autodisc").search_flops_share)
+    assert (ours.best, released.best) == (False, False)
+    assert (ours.shared_regret, released.seeds, released.shared_regret) == (pytest.approx(ours.regret), (0,), None)
+    assert lines["recovered"].shared_regret == pytest.approx(lines["recovered"].regret)  # over both seeds still
+
+
+def test_where_a_strategy_is_not_what_its_name_says_it_is_said(whole, computed, config):
+    found, names = section(whole, computed), "released pruned rule-2.5x"
+    assert not [line for line in caveats(found, (), (), {}) if line.split()[0] in names or "2.5" in line]
+    (line,) = [line for line in caveats(replace(found, student_sparsity=0.95), (), (), {}) if "2.5" in line]
+    assert line.startswith("The assistant of the 2.5 × rule, 0.75, has 5 times the student's scale")
+    longer = json.loads(Cell("mine", 0, 0.9, "direct").path(computed).read_text())
+    longer["config"]["distillation"] |= {"epochs": 2, "student_epochs": 8}
+    record = Recorded(Cell("mine", 0, 0.9, "direct"), Path("direct.json"), longer)
+    said = "\n".join(caveats(found, (record,), (), {}))
+    assert "released trains its student in 2 epochs, as its authors' code does, where autodisc's has 8." in said
+    assert "pruned has the ranking of all here" in said
+
+
 def test_other_objectives_are_compared_by_the_students_that_they_choose(whole, copied):
     for seed in (0, 1):  # metric alone: the largest; with λ = 0.2: the smallest
         path = Cell("mine", seed, 0.9, "search-recovered").path(copied)
@@ -353,6 +381,14 @@ def test_choices_are_judged_over_tasks_with_each_left_out(whole, computed):
         f"{100 * own + 6:.2f}",
         "+1.00",
         f"+3.0 ({100 * low:+.1f} to {100 * high:+.1f})".replace("-", "−"),
+    )
+    twice = choices_table((other("a", 0.0), other("a", 0.02), other("c", 0.06)))  # two students of one task
+    assert "mean of 2 tasks, of 3 students" in twice.title
+    found = next(row for row in twice.rows if row[0] == "smallest")
+    assert found[1:4] == (
+        f"{100 * own + 3.5:.2f}",
+        f"{100 * own + 1:.2f} to {100 * own + 6:.2f}",
+        f"{100 * own + 6:.2f}",
     )
 
 
