@@ -174,14 +174,12 @@ def as_trained(task: TaskConfig, config: Any) -> TaskConfig:
 
 
 def settled(config: StudyConfig) -> StudyConfig:
-    """``config``, its texts cut as in the teacher's training where it does not say where to cut them."""
-    if "max_length" in config.task.model_fields_set:
-        return config
+    """``config``, which reads no less of a text than the teacher's training did, unless it says how much."""
     try:
         task = as_trained(config.task, load_model_config(config.teacher.model))
     except AutodiscError:  # said when the teacher is opened, if it still is
         return config
-    return config.model_copy(update={"task": task})
+    return config.model_copy(update={"task": task}) if task.max_length > config.task.max_length else config
 
 
 def cache_folder(config: StudyConfig) -> Path:

@@ -608,21 +608,21 @@ def test_a_model_is_evaluated_on_texts_as_long_as_it_was_trained_on(config, furn
     assert longer.teacher.config.trained_length == 64  # its tokenizer reads no more
 
 
-def test_a_study_reads_as_much_of_a_text_as_its_teacher_did_unless_told_otherwise(
+def test_a_study_reads_no_less_of_a_text_as_its_teacher_did_unless_told_otherwise(
     config, furnished, tmp_path, make_listener
 ):
     listener = make_listener()
     teacher = load_model(furnished / "teacher")
-    teacher.config.trained_length = 9
+    teacher.config.trained_length = 200
     save_model(teacher, load_tokenizer(furnished / "teacher"), tmp_path / "teacher")
     model = {"model": str(tmp_path / "teacher")}
     api.search(config(teacher=model), tmp_path / "out", progress=listener)
-    assert open_finished(tmp_path / "out").config.task.max_length == 9
+    assert open_finished(tmp_path / "out").config.task.max_length == 200
     assert not [line for line in listener.said if "max_length" in line]
     assert api.search(config(teacher=model), tmp_path / "out")["best"] is not None  # the same study
     api.search(config(teacher=model, task={"max_length": 8}), tmp_path / "shorter", progress=listener)
     assert [line for line in listener.said if "max_length" in line] == [
-        "texts: cut at 8 tokens (task.max_length), where the teacher was trained on 9"
+        "texts: cut at 8 tokens (task.max_length), where the teacher was trained on 200"
     ]
 
 
