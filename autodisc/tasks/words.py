@@ -264,17 +264,18 @@ def padded_tags(sentences: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def spans(tags: np.ndarray, names: Sequence[str]) -> set[Span]:
-    """The entities of one sentence's tags (W,), by seqeval; none where they are no B- and I- tags."""
+    """The entities of one sentence's tags (W,), by seqeval; a tag that is no B- or I- tag is as O."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     told = [OUTSIDE if tag == MISSED else names[tag] for tag in tags]
-    return set(get_entities(told)) if all(map(_IOB.fullmatch, told)) else set()
+    return set(get_entities([tag if _IOB.fullmatch(tag) else OUTSIDE for tag in told]))
 
 
 def truth(tags: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """What the metrics of ``sums`` count of the true ``tags`` (N, W); returns (N, 4)."""
     real = tags != IGNORED
-    entities = [spans(row[own], names) for row, own in zip(tags, real, strict=True)]
+    odd = np.array([not _IOB.fullmatch(name) for name in names])  # only where the metric is of no entities
+    entities = [set() if odd[row[own]].any() else spans(row[own], names) for row, own in zip(tags, real, strict=True)]
     single: dict[str, np.ndarray] = {}
     for row, found in enumerate(entities):
         for kind, first, last in found:

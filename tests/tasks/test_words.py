@@ -222,6 +222,13 @@ def test_a_published_example_of_entity_f1():
     assert METRICS["entity_f1"].score(answers(said, gold, names), truth(gold, names)) == 0.5
 
 
+def test_a_predicted_tag_that_is_no_entitys_is_read_as_o_and_the_rest_of_the_sentence_counts():
+    names = (*NAMES, "[PAD]")
+    gold, said = padded_tags([[3, 4, 0, 1, 0]]), padded_tags([[3, 4, 5, 1, 5]])
+    assert answers(said, gold, names).tolist() == [[2, 2, 3]]
+    assert answers(padded_tags([[3, 5, 0, 1, 0]]), gold, names).tolist() == [[1, 2, 4]]  # B-per alone is another span
+
+
 def test_the_floors_are_those_of_the_best_constant_tag():
     rng = np.random.default_rng(1)
     gold = padded_tags([rng.choice(5, 7, p=[0.5, 0.2, 0.05, 0.2, 0.05]).tolist() for _ in range(30)])
