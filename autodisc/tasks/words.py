@@ -4,7 +4,8 @@ The first sub-word of a word carries its tag, the others have none. A word that 
 variation selector) is read as the unknown token, so that every word has a first sub-word. Words beyond ``max_length``
 tokens are counted as missed when a model is evaluated.
 
-Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-.
+Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-. It stays where the
+classes are IOB1, as they are if a type has I- and no B-; the spans are the same.
 """
 
 from __future__ import annotations
@@ -67,19 +68,20 @@ class Words(Rows):
                 )
             self.at[name] = words, tags
         self.entities = self.metric.name == "entity_f1"
-        self.begun = 0
-        self.names = known or self._found(raw)
+        first = next(iter(raw))
+        self.given = known or _class_names(raw[first], self.at[first][1]) or ()
+        self.iob1 = next((tag[2:] for tag in self.given if tag[:2] == "I-" and f"B-{tag[2:]}" not in self.given), None)
+        self.begun = self.kept = 0
+        self.names = self.given or self._found(raw)
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
 
     def _found(self, raw: Mapping[str, Dataset]) -> tuple[str, ...]:
-        """The tags of the first split: as the data set names its classes, else O first, then by type.
+        """The tags of the first split: O first, then by type.
 
         An entity that is of one word there may have more elsewhere: then the other tag of its type is one too.
         """
         first, *others = raw
-        if named := _class_names(raw[first], self.at[first][1]):
-            return named
         found = {tag for _, tags in self._sentences(raw[first], first) for tag in tags}
         if self.entities:
             types = {tag[2:] for tag in found}
@@ -95,10 +97,15 @@ class Words(Rows):
         return columns.content_hashes(words for words, _ in self._sentences(rows, "train"))
 
     def split(self, rows: Dataset, name: str) -> Split:
-        self.begun = 0
+        self.begun = self.kept = 0
         sentences = list(self._numbered(rows, name))
         if self.begun:
             self.progress.say(f"{name}: {self.begun} entities begin with I-, which is read as B- (IOB1 tags)")
+        if self.kept:
+            self.progress.say(
+                f"{name}: {self.kept} entities begin with I-, which stays; the classes have I-{self.iob1} and no"
+                f" B-{self.iob1} (IOB1 tags)"
+            )
         words, tags = self.at[name]
         numbers = iter([numbers for _, numbers in sentences])
 
@@ -160,8 +167,15 @@ class Words(Rows):
                     f"{where}: tag '{odd}'; entity_f1 needs O, B-TYPE and I-TYPE (IOB2). Convert the tags, or take"
                     " --metric word_accuracy"
                 )
-            told = begun_with_b(told)
-            self.begun += sum(str(old) != new for old, new in zip(tags, told, strict=True))
+            begun = begun_with_b(told)
+            changed = sum(old != new for old, new in zip(told, begun, strict=True))
+            if self.iob1 is not None:
+                self.kept += changed
+                return found, told
+            self.begun += changed
+            if self.given:  # a complaint names the file's own tag
+                begun = [new if new in self.given else old for old, new in zip(told, begun, strict=True)]
+            return found, begun
         return found, told
 
 

@@ -107,6 +107,22 @@ def test_iob1_is_read_as_iob2_and_said(write, load_words):
     assert said == ["validation: 4 entities begin with I-, which is read as B- (IOB1 tags)"]
 
 
+def test_a_teacher_of_iob1_tags_keeps_those_of_the_file_and_finds_the_same_entities(write, load_words):
+    old = [[(word, tag.replace("B-", "I-")) for word, tag in own] for own in SENTENCES]
+    write(".conll", train=conll(old), validation=conll(old), test=conll(old))
+    read_as_iob2 = load_words()[0].train
+    names = ("B-loc", "I-loc", "I-per", "O")  # of persons none ever stood beside another
+    task, said = load_words(known=names)
+    assert [[names[tag] for tag in own if tag != IGNORED] for own in task.train.tags] == [
+        [tag for _, tag in own] for own in old
+    ]
+    assert said[0] == "train: 4 entities begin with I-, which stays; the classes have I-per and no B-per (IOB1 tags)"
+    assert task.train.labels[:, :3].tolist() == read_as_iob2.labels[:, :3].tolist()
+    assert answers(task.train.tags, task.train.tags, names)[:, 0].tolist() == [1, 1, 2]
+    with pytest.raises(DataError, match="train row 1: unknown tag 'I-loc'; known: O, B-per, I-per"):
+        load_words(known=("O", "B-per", "I-per"))
+
+
 def test_lists_in_columns_and_names_that_a_data_set_brings_give_the_same_rows(write, load_words, tmp_path):
     write(".conll", train=conll(SENTENCES), validation=conll(SENTENCES), test=conll(SENTENCES))
     expected = load_words()[0].train
