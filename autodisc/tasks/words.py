@@ -72,6 +72,10 @@ class Words(Rows):
         self.given = known or _class_names(raw[first], self.at[first][1]) or ()
         self.iob1 = next((tag[2:] for tag in self.given if tag[:2] == "I-" and f"B-{tag[2:]}" not in self.given), None)
         self.begun = self.kept = 0
+        self.numbered = known is not None and self._are_numbers(raw, known)
+        if self.numbered:
+            said = ", ".join(f"{i} is {tag}" for i, tag in enumerate(self.given[: columns.SHOWN]))
+            self.progress.say(f"tags: numbers, taken for the model's classes: {said}; where they are others, write names")
         self.names = self.given or self._found(raw)
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
@@ -88,6 +92,14 @@ class Words(Rows):
             elsewhere = {tag for name in others for _, tags in self._sentences(raw[name], name) for tag in tags}
             found |= {tag for tag in elsewhere if tag[2:] in types}
         return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag.partition("-")[::-1])))
+
+    def _are_numbers(self, raw: Mapping[str, Dataset], known: tuple[str, ...]) -> bool:
+        """Whether all tags are numbers of the classes ``known``, and nothing says which others'."""
+        if any(_class_names(rows, self.at[name][1]) for name, rows in raw.items()):
+            return False
+        numbers = {str(i) for i in range(len(known))} - set(known)
+        cells = (tags for name, rows in raw.items() for tags in columns.cells(rows, self.at[name][1]))
+        return all(isinstance(tags, list) and all(str(tag) in numbers for tag in tags) for tags in cells)
 
     @property
     def num_labels(self) -> int:
@@ -146,7 +158,9 @@ class Words(Rows):
         named = _class_names(rows, self.at[name][1])
         pairs = zip(*(columns.cells(rows, column) for column in self.at[name]), strict=True)
         for row, (words, tags) in enumerate(pairs, 1):
-            if named and tags:
+            if self.numbered:
+                tags = [self.given[int(tag)] for tag in tags]
+            elif named and tags:
                 if odd := [tag for tag in tags if tag not in range(len(named))]:
                     raise DataError(f"{name} row {row}: tag {odd[0]} is no class; expected 0 to {len(named) - 1}")
                 tags = [named[tag] for tag in tags]
@@ -163,9 +177,9 @@ class Words(Rows):
         if self.entities:
             odd = next((tag for tag in told if not _IOB.fullmatch(tag)), None)
             if odd is not None:
+                also = ", or take --metric word_accuracy" if not self.given or odd in self.given else ""
                 raise DataError(
-                    f"{where}: tag '{odd}'; entity_f1 needs O, B-TYPE and I-TYPE (IOB2). Convert the tags, or take"
-                    " --metric word_accuracy"
+                    f"{where}: tag '{odd}'; entity_f1 needs O, B-TYPE and I-TYPE (IOB2). Convert the tags{also}"
                 )
             begun = begun_with_b(told)
             changed = sum(old != new for old, new in zip(told, begun, strict=True))

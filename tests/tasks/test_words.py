@@ -175,6 +175,28 @@ def test_the_teachers_tags_keep_their_order(write, load_words):
         load_words(known=("O", "B-per"))
 
 
+def test_numbers_are_tags_of_the_teacher_where_all_of_them_can_be_and_that_is_said(write, load_words):
+    def rows(number):
+        return [{"tokens": [w for w, _ in own], "ner_tags": [number(t) for _, t in own]} for own in SENTENCES]
+
+    write(train=rows(str), validation=rows(str), test=rows(str))
+    expected = load_words(kind="tokens", known=NAMES)[0].train
+    numbers = rows(NAMES.index)
+    write(train=numbers, validation=numbers, test=numbers)
+    task, said = load_words(kind="tokens", known=NAMES)
+    assert (task.label_names, task.train.fingerprint) == (NAMES, expected.fingerprint)
+    assert said == [
+        "tags: numbers, taken for the model's classes: 0 is O, 1 is B-loc, 2 is I-loc, 3 is B-per, 4 is I-per; where"
+        " they are others, write names"
+    ]
+    digits = ("1", "0", "2", "3", "4")  # names, not numbers
+    task, said = load_words(kind="tokens", metric="word_accuracy", known=digits)
+    assert (task.train.tags[1].tolist(), said) == ([3, 1, IGNORED, IGNORED], [])
+    write(validation=rows(lambda tag: NAMES.index(tag) + 2))  # one of them is 5, no class of five
+    with pytest.raises(DataError, match=r"train row 1: tag '0'; entity_f1 needs .* Convert the tags$"):
+        load_words(kind="tokens", known=NAMES)
+
+
 @pytest.mark.parametrize(
     ("content", "settings", "message"),
     [
