@@ -4,8 +4,8 @@ The first sub-word of a word carries its tag, the others have none. A word that 
 variation selector) is read as the unknown token, so that every word has a first sub-word. Words beyond ``max_length``
 tokens are counted as missed when a model is evaluated.
 
-Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-. It stays where the
-classes are IOB1, as they are if a type has I- and no B-; the spans are the same.
+Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-. It stays where
+the classes are IOB1, as they are if a type has I- and no B-; the spans are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autodisc.errors import DataError
 from autodisc.tasks import columns
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.splits import IGNORED, LABELS, Split, make_split
-from autodisc.tasks.tokenising import Columns, features, tokenise
+from autodisc.tasks.tokenising import SPACED, Columns, features, tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -75,7 +75,7 @@ class Words(Rows):
         self.numbered = known is not None and self._are_numbers(raw, known)
         if self.numbered:
             said = ", ".join(f"{i} is {tag}" for i, tag in enumerate(self.given[: columns.SHOWN]))
-            self.progress.say(f"tags: numbers, taken for the model's classes: {said}; where they are others, write names")
+            self.progress.say(f"tags: numbers, taken for the model's classes: {said}; if they are others, write names")
         self.names = self.given or self._found(raw)
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
@@ -263,8 +263,9 @@ def tokenised_words(words: Sequence[list[str]], tokenizer: PreTrainedTokenizerBa
 
 
 def _encode(sentences: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Any:
+    before = " " if tokenizer.init_kwargs.get(SPACED) else ""
     return tokenizer(
-        list(sentences),
+        [[before + word for word in words] for words in sentences],
         is_split_into_words=True,
         truncation=True,
         max_length=longest,

@@ -186,7 +186,7 @@ def test_numbers_are_tags_of_the_teacher_where_all_of_them_can_be_and_that_is_sa
     task, said = load_words(kind="tokens", known=NAMES)
     assert (task.label_names, task.train.fingerprint) == (NAMES, expected.fingerprint)
     assert said == [
-        "tags: numbers, taken for the model's classes: 0 is O, 1 is B-loc, 2 is I-loc, 3 is B-per, 4 is I-per; where"
+        "tags: numbers, taken for the model's classes: 0 is O, 1 is B-loc, 2 is I-loc, 3 is B-per, 4 is I-per; if"
         " they are others, write names"
     ]
     digits = ("1", "0", "2", "3", "4")  # names, not numbers
