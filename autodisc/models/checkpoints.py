@@ -53,6 +53,7 @@ from autodisc.models.modeling_autodisc import (
     verify_tokenizer,
 )
 from autodisc.models.spreading import settle, state_of
+from autodisc.tasks.tokenising import SPACED
 
 PACKAGE, GGUF = "package:", ".gguf"
 CARD = "README.md"  # what is said of a model goes with it
@@ -213,7 +214,7 @@ def load_tokenizer(name: str | Path, *, words: bool = False) -> PreTrainedTokeni
     """The tokenizer in a folder or on the hub; raises CheckpointError where a pruned model was saved with another.
 
     A decoder's often has no token to pad with: then it is the one that ends a text, which masks hide alike. For
-    ``words`` that come one by one, a byte-level one is made to put a space before each, as texts have.
+    ``words`` that come one by one, one that would glue them together puts a space before each, as texts have.
     """
     name = resolve(name)
     where, of_gguf = _opened_by(name)
@@ -226,12 +227,26 @@ def load_tokenizer(name: str | Path, *, words: bool = False) -> PreTrainedTokeni
     if words and isinstance(_pre_tokenizer(tokenizer), ByteLevel):
         tokenizer.backend_tokenizer.pre_tokenizer.add_prefix_space = True
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True  # what is saved says so
+    elif words and _glues(tokenizer):  # in its settings: qwen2's, gemma's class make their own parts when opened again
+        tokenizer.init_kwargs[SPACED] = True
     return tokenizer
+
+
+def _glues(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether words that come one by one are other tokens than in a text."""
+    if not tokenizer.is_fast:
+        return False
+    alone, text = (
+        tokenizer(words, is_split_into_words=split, add_special_tokens=False)["input_ids"]
+        for words, split in ((["a", "b"], True), ("a b", False))
+    )
+    return bool(alone != text)
 
 
 def spaced_words(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether it is one that ``load_tokenizer`` has made for words, or was saved so."""
-    return getattr(_pre_tokenizer(tokenizer), "add_prefix_space", False) is True
+    spaced = tokenizer.init_kwargs.get(SPACED) or getattr(_pre_tokenizer(tokenizer), "add_prefix_space", False)
+    return spaced is True
 
 
 def _pre_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 VERSION = 2  # part of the cache key: raise it when what is made of a text changes
+SPACED = "space_before_words"  # in a tokenizer's settings: words that come one by one are given one each, as in a text
 Columns = dict[str, list[Any]]
 
 
@@ -106,4 +107,6 @@ def identity(tokenizer: PreTrainedTokenizerBase) -> str:
     else:
         parts |= {"vocab": tokenizer.get_vocab(), "settings": repr(sorted(tokenizer.init_kwargs.items()))}
     parts["truncation_side"] = tokenizer.truncation_side
+    if tokenizer.init_kwargs.get(SPACED):
+        parts[SPACED] = True
     return json.dumps(parts, sort_keys=True)

@@ -4,7 +4,8 @@ The first sub-word of a word carries its tag, the others have none. A word that 
 variation selector) is read as the unknown token, so that every word has a first sub-word. Words beyond ``max_length``
 tokens are counted as missed when a model is evaluated.
 
-Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-.
+Entities are IOB2. Where an entity begins with I-, as in IOB1 and for seqeval, that tag is read as B-. It stays where
+the classes are IOB1, as they are if a type has I- and no B-; the spans are the same.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from autodisc.errors import DataError
 from autodisc.tasks import columns
 from autodisc.tasks.rows import Rows
 from autodisc.tasks.splits import IGNORED, LABELS, Split, make_split
-from autodisc.tasks.tokenising import Columns, features, tokenise
+from autodisc.tasks.tokenising import SPACED, Columns, features, tokenise
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,25 +68,38 @@ class Words(Rows):
                 )
             self.at[name] = words, tags
         self.entities = self.metric.name == "entity_f1"
-        self.begun = 0
-        self.names = known or self._found(raw)
+        first = next(iter(raw))
+        self.given = known or _class_names(raw[first], self.at[first][1]) or ()
+        self.iob1 = next((tag[2:] for tag in self.given if tag[:2] == "I-" and f"B-{tag[2:]}" not in self.given), None)
+        self.begun = self.kept = 0
+        self.numbered = known is not None and self._are_numbers(raw, known)
+        if self.numbered:
+            said = ", ".join(f"{i} is {tag}" for i, tag in enumerate(self.given[: columns.SHOWN]))
+            self.progress.say(f"tags: numbers, taken for the model's classes: {said}; if they are others, write names")
+        self.names = self.given or self._found(raw)
         self.ids = {tag: i for i, tag in enumerate(self.names)}
         return self.names
 
     def _found(self, raw: Mapping[str, Dataset]) -> tuple[str, ...]:
-        """The tags of the first split: as the data set names its classes, else O first, then by type.
+        """The tags of the first split: O first, then by type.
 
         An entity that is of one word there may have more elsewhere: then the other tag of its type is one too.
         """
         first, *others = raw
-        if named := _class_names(raw[first], self.at[first][1]):
-            return named
         found = {tag for _, tags in self._sentences(raw[first], first) for tag in tags}
         if self.entities:
             types = {tag[2:] for tag in found}
             elsewhere = {tag for name in others for _, tags in self._sentences(raw[name], name) for tag in tags}
             found |= {tag for tag in elsewhere if tag[2:] in types}
         return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag.partition("-")[::-1])))
+
+    def _are_numbers(self, raw: Mapping[str, Dataset], known: tuple[str, ...]) -> bool:
+        """Whether all tags are numbers of the classes ``known``, and nothing says which others'."""
+        if any(_class_names(rows, self.at[name][1]) for name, rows in raw.items()):
+            return False
+        numbers = {str(i) for i in range(len(known))} - set(known)
+        cells = (tags for name, rows in raw.items() for tags in columns.cells(rows, self.at[name][1]))
+        return all(isinstance(tags, list) and all(str(tag) in numbers for tag in tags) for tags in cells)
 
     @property
     def num_labels(self) -> int:
@@ -95,10 +109,15 @@ class Words(Rows):
         return columns.content_hashes(words for words, _ in self._sentences(rows, "train"))
 
     def split(self, rows: Dataset, name: str) -> Split:
-        self.begun = 0
+        self.begun = self.kept = 0
         sentences = list(self._numbered(rows, name))
         if self.begun:
             self.progress.say(f"{name}: {self.begun} entities begin with I-, which is read as B- (IOB1 tags)")
+        if self.kept:
+            self.progress.say(
+                f"{name}: {self.kept} entities begin with I-, which stays; the classes have I-{self.iob1} and no"
+                f" B-{self.iob1} (IOB1 tags)"
+            )
         words, tags = self.at[name]
         numbers = iter([numbers for _, numbers in sentences])
 
@@ -139,7 +158,9 @@ class Words(Rows):
         named = _class_names(rows, self.at[name][1])
         pairs = zip(*(columns.cells(rows, column) for column in self.at[name]), strict=True)
         for row, (words, tags) in enumerate(pairs, 1):
-            if named and tags:
+            if self.numbered:
+                tags = [self.given[int(tag)] for tag in tags]
+            elif named and tags:
                 if odd := [tag for tag in tags if tag not in range(len(named))]:
                     raise DataError(f"{name} row {row}: tag {odd[0]} is no class; expected 0 to {len(named) - 1}")
                 tags = [named[tag] for tag in tags]
@@ -156,12 +177,19 @@ class Words(Rows):
         if self.entities:
             odd = next((tag for tag in told if not _IOB.fullmatch(tag)), None)
             if odd is not None:
+                also = ", or take --metric word_accuracy" if not self.given or odd in self.given else ""
                 raise DataError(
-                    f"{where}: tag '{odd}'; entity_f1 needs O, B-TYPE and I-TYPE (IOB2). Convert the tags, or take"
-                    " --metric word_accuracy"
+                    f"{where}: tag '{odd}'; entity_f1 needs O, B-TYPE and I-TYPE (IOB2). Convert the tags{also}"
                 )
-            told = begun_with_b(told)
-            self.begun += sum(str(old) != new for old, new in zip(tags, told, strict=True))
+            begun = begun_with_b(told)
+            changed = sum(old != new for old, new in zip(told, begun, strict=True))
+            if self.iob1 is not None:
+                self.kept += changed
+                return found, told
+            self.begun += changed
+            if self.given:  # a complaint names the file's own tag
+                begun = [new if new in self.given else old for old, new in zip(told, begun, strict=True)]
+            return found, begun
         return found, told
 
 
@@ -235,8 +263,9 @@ def tokenised_words(words: Sequence[list[str]], tokenizer: PreTrainedTokenizerBa
 
 
 def _encode(sentences: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase, longest: int) -> Any:
+    before = " " if tokenizer.init_kwargs.get(SPACED) else ""
     return tokenizer(
-        list(sentences),
+        [[before + word for word in words] for words in sentences],
         is_split_into_words=True,
         truncation=True,
         max_length=longest,
@@ -264,17 +293,18 @@ def padded_tags(sentences: Sequence[Sequence[int]]) -> np.ndarray:
 
 
 def spans(tags: np.ndarray, names: Sequence[str]) -> set[Span]:
-    """The entities of one sentence's tags (W,), by seqeval; none where they are no B- and I- tags."""
+    """The entities of one sentence's tags (W,), by seqeval; a tag that is no B- or I- tag is as O."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     told = [OUTSIDE if tag == MISSED else names[tag] for tag in tags]
-    return set(get_entities(told)) if all(map(_IOB.fullmatch, told)) else set()
+    return set(get_entities([tag if _IOB.fullmatch(tag) else OUTSIDE for tag in told]))
 
 
 def truth(tags: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """What the metrics of ``sums`` count of the true ``tags`` (N, W); returns (N, 4)."""
     real = tags != IGNORED
-    entities = [spans(row[own], names) for row, own in zip(tags, real, strict=True)]
+    odd = np.array([not _IOB.fullmatch(name) for name in names])  # only where the metric is of no entities
+    entities = [set() if odd[row[own]].any() else spans(row[own], names) for row, own in zip(tags, real, strict=True)]
     single: dict[str, np.ndarray] = {}
     for row, found in enumerate(entities):
         for kind, first, last in found:

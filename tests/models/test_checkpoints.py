@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from transformers import PreTrainedTokenizerFast
+from tokenizers.models import BPE, WordPiece
+from tokenizers.pre_tokenizers import BertPreTokenizer, ByteLevel, Metaspace, Sequence, Split
+from transformers import GemmaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 import autodisc
 from autodisc.config import ImportanceConfig
@@ -30,12 +30,16 @@ from autodisc.models.checkpoints import (
     load_tokenizer,
     pad_alike,
     save_model,
+    spaced_words,
 )
 from autodisc.pruning.candidates import Candidate
 from autodisc.pruning.importance import rank_units
 from autodisc.pruning.refit import refit
 from autodisc.pruning.supernet import Supernet, extract
 from autodisc.search.workers import opened, packed
+from autodisc.tasks.splits import IGNORED
+from autodisc.tasks.tokenising import identity as identity_of_tokens
+from autodisc.tasks.words import encode_words
 
 STANDARD = ("bert", "distilbert", "electra", "roberta")  # their layers are computed by hand
 
@@ -454,6 +458,59 @@ def test_a_byte_level_tokenizer_puts_a_space_before_words_that_come_alone(tmp_pa
         tokenizer = load_tokenizer(tmp_path / folder, words=words)
         ids = tokenizer(["a", "b"], is_split_into_words=True)["input_ids"]
         assert "".join(tokenizer.convert_ids_to_tokens(ids)) == expected
+
+
+def _pieces(*tokens: str, **parts) -> PreTrainedTokenizerFast:
+    backend = Tokenizer(BPE({token: i for i, token in enumerate(("<pad>", *tokens))}, []))
+    for name, part in parts.items():
+        setattr(backend, name, part)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>")
+
+
+def _qwen2() -> PreTrainedTokenizerFast:
+    return Qwen2Tokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
+
+
+def _gemma() -> PreTrainedTokenizerFast:
+    named = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "a", "b", "▁")
+    return GemmaTokenizer(vocab={token: i for i, token in enumerate(named)}, merges=[])
+
+
+def _wordpiece() -> PreTrainedTokenizerFast:
+    backend = Tokenizer(WordPiece({"[PAD]": 0, "[UNK]": 1, "a": 2, "b": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = BertPreTokenizer()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.mark.parametrize(
+    ("make", "alone", "spaced"),
+    [
+        (
+            lambda: _pieces("a", "b", "Ġ", pre_tokenizer=Sequence([Split(" ", "merged_with_next"), ByteLevel(False)])),
+            "ab",
+            "ĠaĠb",
+        ),
+        (lambda: _pieces("a", "b", "▁", pre_tokenizer=Metaspace(prepend_scheme="never")), "ab", "▁a▁b"),
+        (lambda: _pieces("a", "b", "▁", pre_tokenizer=Metaspace()), "▁a▁b", "▁a▁b"),
+        (_qwen2, "ab", "ĠaĠb"),
+        (_gemma, "ab", "▁a▁b"),
+        (_wordpiece, "ab", "ab"),
+    ],
+    ids=["sequence", "metaspace", "prepending metaspace", "qwen2", "gemma", "wordpiece"],
+)
+def test_words_that_come_alone_are_not_glued_together_whatever_the_tokenizer(make, alone, spaced, tmp_path):
+    make().save_pretrained(tmp_path / "plain")
+    made = load_tokenizer(tmp_path / "plain", words=True)
+    made.save_pretrained(tmp_path / "words")
+    for folder, words, expected in (("plain", False, alone), ("plain", True, spaced), ("words", False, spaced)):
+        tokenizer = load_tokenizer(tmp_path / folder, words=words)
+        row = encode_words([["a", "b"]], tokenizer, 9, [[3, 4]])
+        own = [i for i in row["input_ids"][0] if i not in tokenizer.all_special_ids]
+        assert "".join(tokenizer.convert_ids_to_tokens(own)) == expected
+        assert [tag for tag in row["labels"][0] if tag != IGNORED] == [3, 4]
+        assert spaced_words(tokenizer) == (alone != expected)
+    if alone == spaced:
+        assert identity_of_tokens(made) == identity_of_tokens(load_tokenizer(tmp_path / "plain"))
 
 
 def test_a_fingerprint_changes_with_a_weight_and_with_a_kept_unit(tiny, random_ranking):

@@ -107,6 +107,22 @@ def test_iob1_is_read_as_iob2_and_said(write, load_words):
     assert said == ["validation: 4 entities begin with I-, which is read as B- (IOB1 tags)"]
 
 
+def test_a_teacher_of_iob1_tags_keeps_those_of_the_file_and_finds_the_same_entities(write, load_words):
+    old = [[(word, tag.replace("B-", "I-")) for word, tag in own] for own in SENTENCES]
+    write(".conll", train=conll(old), validation=conll(old), test=conll(old))
+    read_as_iob2 = load_words()[0].train
+    names = ("B-loc", "I-loc", "I-per", "O")  # of persons none ever stood beside another
+    task, said = load_words(known=names)
+    assert [[names[tag] for tag in own if tag != IGNORED] for own in task.train.tags] == [
+        [tag for _, tag in own] for own in old
+    ]
+    assert said[0] == "train: 4 entities begin with I-, which stays; the classes have I-per and no B-per (IOB1 tags)"
+    assert task.train.labels[:, :3].tolist() == read_as_iob2.labels[:, :3].tolist()
+    assert answers(task.train.tags, task.train.tags, names)[:, 0].tolist() == [1, 1, 2]
+    with pytest.raises(DataError, match="train row 1: unknown tag 'I-loc'; known: O, B-per, I-per"):
+        load_words(known=("O", "B-per", "I-per"))
+
+
 def test_lists_in_columns_and_names_that_a_data_set_brings_give_the_same_rows(write, load_words, tmp_path):
     write(".conll", train=conll(SENTENCES), validation=conll(SENTENCES), test=conll(SENTENCES))
     expected = load_words()[0].train
@@ -157,6 +173,28 @@ def test_the_teachers_tags_keep_their_order(write, load_words):
     assert task.train.tags[1].tolist() == [1, 4, IGNORED, IGNORED]
     with pytest.raises(DataError, match="train row 1: unknown tag 'B-loc'; known: O, B-per"):
         load_words(known=("O", "B-per"))
+
+
+def test_numbers_are_tags_of_the_teacher_where_all_of_them_can_be_and_that_is_said(write, load_words):
+    def rows(number):
+        return [{"tokens": [w for w, _ in own], "ner_tags": [number(t) for _, t in own]} for own in SENTENCES]
+
+    write(train=rows(str), validation=rows(str), test=rows(str))
+    expected = load_words(kind="tokens", known=NAMES)[0].train
+    numbers = rows(NAMES.index)
+    write(train=numbers, validation=numbers, test=numbers)
+    task, said = load_words(kind="tokens", known=NAMES)
+    assert (task.label_names, task.train.fingerprint) == (NAMES, expected.fingerprint)
+    assert said == [
+        "tags: numbers, taken for the model's classes: 0 is O, 1 is B-loc, 2 is I-loc, 3 is B-per, 4 is I-per; if"
+        " they are others, write names"
+    ]
+    digits = ("1", "0", "2", "3", "4")  # names, not numbers
+    task, said = load_words(kind="tokens", metric="word_accuracy", known=digits)
+    assert (task.train.tags[1].tolist(), said) == ([3, 1, IGNORED, IGNORED], [])
+    write(validation=rows(lambda tag: NAMES.index(tag) + 2))  # one of them is 5, no class of five
+    with pytest.raises(DataError, match=r"train row 1: tag '0'; entity_f1 needs .* Convert the tags$"):
+        load_words(kind="tokens", known=NAMES)
 
 
 @pytest.mark.parametrize(
@@ -220,6 +258,13 @@ def test_a_published_example_of_entity_f1():
     gold = padded_tags([[0, 0, 0, 1, 2, 2, 0], [3, 4, 0]])
     said = padded_tags([[0, 0, 1, 2, 2, 2, 0], [3, 4, 0]])
     assert METRICS["entity_f1"].score(answers(said, gold, names), truth(gold, names)) == 0.5
+
+
+def test_a_predicted_tag_that_is_no_entitys_is_read_as_o_and_the_rest_of_the_sentence_counts():
+    names = (*NAMES, "[PAD]")
+    gold, said = padded_tags([[3, 4, 0, 1, 0]]), padded_tags([[3, 4, 5, 1, 5]])
+    assert answers(said, gold, names).tolist() == [[2, 2, 3]]
+    assert answers(padded_tags([[3, 5, 0, 1, 0]]), gold, names).tolist() == [[1, 2, 4]]  # B-per alone is another span
 
 
 def test_the_floors_are_those_of_the_best_constant_tag():
