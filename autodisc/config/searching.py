@@ -62,10 +62,16 @@ class RecoveryConfig(Section):
 
     steps: int | None = Field(None, ge=1, description="Optimizer steps; none: from the distillation's budget.")
     fraction: float = Field(
-        0.09, gt=0, le=1, description="Where steps is none: this fraction of the steps of the assistant's phase."
+        0.09,
+        gt=0,
+        le=1,
+        description="Where steps is none: this fraction of the steps of the assistant's phase. The search stays under"
+        " 5 % of the exhaustive one; 240 steps chose no better on three tasks (studies/glue-minilm).",
     )
     lr: float = Field(1e-4, gt=0)
-    sandwich_size: int = Field(3, ge=1, description="Candidates a step: largest, smallest, the rest at random.")
+    sandwich_size: int = Field(
+        3, ge=1, description="Candidates a step: largest, smallest, the rest at random; 2 to 8 were not told apart."
+    )
 
 
 class SearchConfig(Section):
