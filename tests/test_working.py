@@ -76,6 +76,14 @@ def test_a_search_that_may_be_joined_finds_what_one_alone_finds(config, shared, 
     assert {trial.user_attrs[WORKER].partition(":")[2] for trial in study.trials} == {str(os.getpid())}
 
 
+@pytest.mark.parametrize(("jobs", "said"), [(1, 0), (2, 1)])
+def test_processes_asked_of_a_search_that_others_join_are_said_to_be_workers(shared, make_listener, jobs, said):
+    settings, out = shared(jobs=jobs)
+    listener = make_listener()
+    api.search(settings, out, progress=listener)
+    assert len([line for line in listener.said if line.startswith("search.jobs: one trial")]) == said
+
+
 def test_workers_share_the_trials_of_a_search_and_its_cost_is_the_sum(shared, make_listener):
     grid = [round(0.05 * i, 2) for i in range(1, 17)]
     settings, out = shared(sparsities=grid)
